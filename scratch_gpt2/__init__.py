@@ -1,0 +1,48 @@
+"""GPT-2 from scratch, at home in the Hugging Face ecosystem: importing it registers it with the `Auto*` classes."""
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from .configuration_scratch_gpt2 import ScratchGPT2Config
+from .modeling_scratch_gpt2 import (
+    ScratchGPT2DoubleHeadsModel,
+    ScratchGPT2ForCausalLM,
+    ScratchGPT2ForQuestionAnswering,
+    ScratchGPT2ForSequenceClassification,
+    ScratchGPT2ForTokenClassification,
+    ScratchGPT2Model,
+    ScratchGPT2PreTrainedModel,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ScratchGPT2Config",
+    "ScratchGPT2DoubleHeadsModel",
+    "ScratchGPT2ForCausalLM",
+    "ScratchGPT2ForQuestionAnswering",
+    "ScratchGPT2ForSequenceClassification",
+    "ScratchGPT2ForTokenClassification",
+    "ScratchGPT2Model",
+    "ScratchGPT2PreTrainedModel",
+]
+
+# `register` makes a class known to its Auto class in this process; `register_for_auto_class` makes `save_pretrained`
+# copy the code beside the weights, so that a process without this package can load them with `trust_remote_code=True`.
+AutoConfig.register(ScratchGPT2Config.model_type, ScratchGPT2Config, exist_ok=True)
+ScratchGPT2Config.register_for_auto_class()
+for auto_class, model_class in (
+    (AutoModel, ScratchGPT2Model),
+    (AutoModelForCausalLM, ScratchGPT2ForCausalLM),
+    (AutoModelForSequenceClassification, ScratchGPT2ForSequenceClassification),
+    (AutoModelForTokenClassification, ScratchGPT2ForTokenClassification),
+    (AutoModelForQuestionAnswering, ScratchGPT2ForQuestionAnswering),
+):
+    auto_class.register(ScratchGPT2Config, model_class, exist_ok=True)
+    model_class.register_for_auto_class(auto_class.__name__)

@@ -1,0 +1,118 @@
+"""Cross entropy of a linear layer's outputs, without ever holding all of them.
+
+For 8 rows of 1024 tokens, GPT-2's logits are 8 * 1024 * 50257 floats: 1.6 GB, and as much again for their gradient,
+only to be reduced to one number. Here the rows are taken a chunk at a time: logits, loss and gradients of a chunk are
+computed together and its logits are forgotten before the next one.
+
+With logits z = W h and target y the loss is  logsumexp(z) - z[y],  and its gradient by z is  softmax(z) - onehot(y).
+"""
+
+import torch
+import torch.nn.functional as F
+
+# Logits held at once, in numbers: 128 MB in float32, 667 rows of GPT-2's vocabulary.
+CHUNK_ELEMENTS = 2**25
+
+
+def linear_cross_entropy(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor | None = None,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    shift_labels: torch.Tensor | None = None,
+    ignore_index: int = -100,
+    **kwargs,
+) -> torch.Tensor:
+    """Next-token loss of `hidden_states @ weight.T`, equal to transformers' `ForCausalLMLoss` on those logits.
+
+    Positions without a label cost nothing: they are left out before the first multiplication.
+
+    Args:
+        hidden_states: (B, T, C)
+        weight: (V, C), usually the token embeddings.
+        labels: (B, T) token ids, shifted here by one: position t is scored on `labels[:, t + 1]`.
+        num_items_in_batch: what the summed loss is divided by; `None` means the number of labelled positions.
+        shift_labels: (B, T) labels that are already shifted; they replace `labels`.
+        ignore_index: label of the positions to leave out.
+        kwargs: arguments of other parts of the model, ignored as in transformers' own losses.
+
+    Returns:
+        A float32 scalar; 0 when no position has a label.
+    """
+    if shift_labels is None:
+        shift_labels = F.pad(labels[..., 1:], (0, 1), value=ignore_index)
+    rows = hidden_states.reshape(-1, hidden_states.shape[-1])  # (N, C) with N = B * T
+    targets = shift_labels.reshape(-1).to(rows.device)  # (N,)
+    labelled = targets != ignore_index
+    if num_items_in_batch is None:
+        num_items_in_batch = labelled.sum().clamp(min=1)
+    elif torch.is_tensor(num_items_in_batch):
+        num_items_in_batch = num_items_in_batch.to(rows.device)
+
+    # A compiled graph has fixed shapes, so there the unlabelled rows stay and count as zero.
+    if not torch.compiler.is_compiling():
+        kept = labelled.nonzero().squeeze(-1)
+        rows, targets = rows[kept], targets[kept]
+
+    device = rows.device.type
+    compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    total = _LinearCrossEntropySum.apply(rows, weight, targets, ignore_index, compute_dtype, torch.is_grad_enabled())
+    return total / num_items_in_batch
+
+
+class _LinearCrossEntropySum(torch.autograd.Function):
+    """Sum of the losses. The gradients of the sum are computed on the way forward, while a chunk's logits exist."""
+
+    @staticmethod
+    def forward(ctx, rows, weight, targets, ignore_index, compute_dtype, grad_enabled):
+        needs_rows, needs_weight = (grad_enabled and needed for needed in ctx.needs_input_grad[:2])
+        total = torch.zeros((), dtype=torch.float32, device=rows.device)
+        rows_grad = torch.empty_like(rows) if needs_rows else None
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+
+        with torch.autocast(rows.device.type, enabled=False):
+            compute_weight = weight.to(compute_dtype)  # (V, C)
+            chunk_length = max(1, CHUNK_ELEMENTS // weight.shape[0])
+            for start in range(0, rows.shape[0], chunk_length):
+                chunk = slice(start, start + chunk_length)
+                inputs = rows[chunk].to(compute_dtype)  # (n, C)
+                log_probs = F.log_softmax(inputs @ compute_weight.T, dim=-1, dtype=torch.float32)  # (n, V)
+                total += F.nll_loss(log_probs, targets[chunk], ignore_index=ignore_index, reduction="sum")
+                if not (needs_rows or needs_weight):
+                    continue
+                logits_grad = _logits_gradient(log_probs, targets[chunk], ignore_index).to(compute_dtype)  # (n, V)
+                if needs_rows:
+                    rows_grad[chunk] = logits_grad @ compute_weight
+                if needs_weight and compute_dtype == torch.float32:
+                    weight_grad.addmm_(logits_grad.T, inputs)
+                elif needs_weight:
+                    weight_grad += logits_grad.T @ inputs
+
+        ctx.gradients = rows_grad, weight_grad
+        ctx.weight_dtype = weight.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx, total_grad):
+        if ctx.gradients is None:
+            raise RuntimeError(
+                "linear_cross_entropy frees its gradients after one backward pass, even with retain_graph."
+            )
+        rows_grad, weight_grad = ctx.gradients
+        ctx.gradients = None
+        if rows_grad is not None:
+            rows_grad *= total_grad
+        if weight_grad is not None:
+            weight_grad = weight_grad.mul_(total_grad).to(ctx.weight_dtype)
+        return rows_grad, weight_grad, None, None, None, None
+
+
+def _logits_gradient(log_probs, targets, ignore_index):
+    """softmax - onehot, written over `log_probs` (n, V): a second tensor of that size would double the peak."""
+    gradient = log_probs.exp_()
+    labelled = targets != ignore_index
+    columns = torch.where(labelled, targets, 0).unsqueeze(-1)  # (n, 1)
+    gradient.scatter_add_(1, columns, gradient.new_full(columns.shape, -1.0))
+    if torch.compiler.is_compiling():  # elsewhere every row that comes here has a label
+        gradient *= labelled.unsqueeze(-1)
+    return gradient

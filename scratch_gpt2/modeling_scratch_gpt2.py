@@ -1,0 +1,549 @@
+"""GPT-2, from the attention of a single head to the language model and its other heads. Read it from top to bottom.
+
+A GPT-2 turns token ids into one vector per position, lets every block add to these vectors, and reads the next token
+off the last one:
+
+    x = embed_tokens(ids) + embed_positions(0, 1, 2, ...)
+    for block in layers:
+        x = x + attn(attn_norm(x))      # positions exchange information
+        x = x + mlp(mlp_norm(x))        # each position thinks by itself
+    logits = lm_head(norm(x))
+
+Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2), section 2.3;
+Radford et al. 2018 (GPT), section 3; Vaswani et al. 2017, "Attention Is All You Need", section 3.2.
+`reference.py` in the project's repository says the same in plain tensor arithmetic.
+
+Letters in shapes: B rows, T positions, S positions including the cached ones, C = n_embd, H = n_head,
+D = C / H, V = vocab_size.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation import GenerationMixin
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutputWithPast,
+    TokenClassifierOutput,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.utils import ModelOutput, can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_scratch_gpt2 import ScratchGPT2Config, is_foreign_checkpoint
+from .linear_cross_entropy import linear_cross_entropy
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1), as the formula reads.
+
+    Every query scores every key, the softmax turns the scores into weights, and the output is the weighted mean of the
+    values. `attention_mask` (B, 1, T, S) is 0 where a query may look and hugely negative where it may not. The
+    library's faster functions (sdpa, flash, flex) take the same arguments.
+    """
+    scores = query @ key.transpose(-1, -2) * scaling  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    output = weights @ value  # (B, H, T, S) @ (B, H, S, D) -> (B, H, T, D)
+    return output.transpose(1, 2).contiguous(), weights  # (B, T, H, D)
+
+
+class ScratchGPT2Attention(nn.Module):
+    """Causal multi-head self-attention: each position gathers information from itself and the positions before it."""
+
+    def __init__(self, config: ScratchGPT2Config, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.n_embd // config.n_head
+        self.scaling = self.head_dim**-0.5 if config.scale_attn_weights else 1.0
+        if config.scale_attn_by_inverse_layer_idx:
+            self.scaling /= layer_idx + 1
+        self.is_causal = True
+
+        self.q_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.k_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.v_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.out_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, hidden_states, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
+        batch_and_length = hidden_states.shape[:-1]
+        heads = (*batch_and_length, -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # (B, T, C) -> (B, H, T, D)
+        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, H, S, D)
+
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.config.attn_pdrop if self.training else 0.0
+        output, weights = attention(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        output = self.out_proj(output.reshape(*batch_and_length, -1).contiguous())  # (B, T, H, D) -> (B, T, C)
+        return self.resid_dropout(output), weights
+
+
+class ScratchGPT2MLP(nn.Module):
+    """Position-wise feed-forward network: widen, bend, narrow."""
+
+    def __init__(self, config: ScratchGPT2Config):
+        super().__init__()
+        inner = config.n_inner if config.n_inner is not None else 4 * config.n_embd
+        self.up_proj = nn.Linear(config.n_embd, inner)
+        # OpenAI's weights were trained with GELU's tanh approximation (Hendrycks & Gimpel 2016). The library's
+        # "gelu_new" spells it out in many small operations; "gelu_pytorch_tanh" is the same function in one.
+        fused = "gelu_pytorch_tanh" if config.activation_function == "gelu_new" else config.activation_function
+        self.act = ACT2FN[fused]
+        self.down_proj = nn.Linear(inner, config.n_embd)
+        self.resid_dropout = nn.Dropout(config.resid_pdrop)
+
+    def forward(self, hidden_states):
+        hidden_states = self.act(self.up_proj(hidden_states))  # (B, T, C) -> (B, T, 4C)
+        return self.resid_dropout(self.down_proj(hidden_states))  # (B, T, C)
+
+
+class ScratchGPT2Block(GradientCheckpointingLayer):
+    """One block. GPT-2 normalises the input of each sub-layer and leaves the running sum itself alone."""
+
+    def __init__(self, config: ScratchGPT2Config, layer_idx: int):
+        super().__init__()
+        self.attn_norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.attn = ScratchGPT2Attention(config, layer_idx)
+        self.mlp_norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.mlp = ScratchGPT2MLP(config)
+
+    def forward(self, hidden_states, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
+        attn_output, _ = self.attn(
+            self.attn_norm(hidden_states),
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        hidden_states = hidden_states + attn_output  # (B, T, C)
+        return hidden_states + self.mlp(self.mlp_norm(hidden_states))
+
+
+class ScratchGPT2PreTrainedModel(PreTrainedModel):
+    """What the network and its heads share: initialisation, loading, and what the library may do with them."""
+
+    config: ScratchGPT2Config
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ScratchGPT2Block"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": ScratchGPT2Block, "attentions": ScratchGPT2Attention}
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        """Normal(0, initializer_range) and zero biases, except that "we scale the weights of residual layers at
+        initialization by a factor of 1/sqrt(N) where N is the number of residual layers" (GPT-2, section 2.3):
+        two in each block, so that the sum does not grow with depth."""
+        super()._init_weights(module)
+        residual_std = self.config.initializer_range / math.sqrt(2 * self.config.n_layer)
+        if isinstance(module, ScratchGPT2Attention):
+            init.normal_(module.out_proj.weight, mean=0.0, std=residual_std)
+        elif isinstance(module, ScratchGPT2MLP):
+            init.normal_(module.down_proj.weight, mean=0.0, std=residual_std)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Like `PreTrainedModel.from_pretrained`, and reads GPT-2 checkpoints of other origin too.
+
+        OpenAI's weights (`"openai-community/gpt2"`, any repository or folder with `model_type: gpt2`, OpenAI's own
+        TensorFlow folders) and nanoGPT's `ckpt.pt` are converted on the way in; see `openai_weights.py`.
+        """
+        if not is_foreign_checkpoint(pretrained_model_name_or_path, kwargs):
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        try:
+            from scratch_gpt2.openai_weights import read_checkpoint
+        except ImportError as error:
+            raise ImportError(
+                f"Install scratch_gpt2 to convert the checkpoint {pretrained_model_name_or_path}."
+            ) from error
+        config, state_dict, kwargs = read_checkpoint(cls, pretrained_model_name_or_path, kwargs)
+        return super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **kwargs)
+
+
+class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
+    """The network without a head: token ids in, one vector per position out."""
+
+    def __init__(self, config: ScratchGPT2Config):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.embed_positions = nn.Embedding(config.n_positions, config.n_embd)
+        self.embd_dropout = nn.Dropout(config.embd_pdrop)
+        self.layers = nn.ModuleList([ScratchGPT2Block(config, layer_idx) for layer_idx in range(config.n_layer)])
+        self.norm = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPast:
+        """
+        Args:
+            input_ids: (B, T) token ids.
+            attention_mask: (B, S) with 1 for tokens to look at and 0 for padding, on either side; S counts cached
+                positions too. Or a finished (B, 1, T, S) mask.
+            position_ids: (B, T). Left out, they count the tokens that `attention_mask` shows, so padding on the left
+                changes nothing. Documents packed into one row are kept apart when `position_ids` restart at 0 with
+                each and no `attention_mask` is given; a mask, even of ones, says that the row is one document.
+            past_key_values: keys and values of earlier positions, to continue after them.
+            inputs_embeds: (B, T, C) instead of `input_ids`.
+            token_type_ids: (B, T); the token embedding of each is added.
+            use_cache: return `past_key_values`; by default `config.use_cache`, but not in training.
+
+        Returns:
+            `last_hidden_state` (B, T, C) and, where asked for, `past_key_values`, `hidden_states` (n_layer + 1 times
+            (B, T, C); the last is normalised) and `attentions` (n_layer times (B, H, T, S), eager attention only).
+
+        Raises:
+            ValueError: both or neither of `input_ids` and `inputs_embeds`, a sequence longer than `n_positions`, or an
+                id outside the vocabulary (on a GPU the latter ends in a device-side assertion).
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
+        if input_ids is not None:
+            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
+            inputs_embeds = look_up(self.embed_tokens, input_ids, "Token id")  # (B, T, C)
+        length = inputs_embeds.shape[1]
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+
+        packed = position_ids is not None and attention_mask is None and past_key_values is None
+        if not packed:
+            self.check_length(length, past_length, past_key_values)
+        if position_ids is None:
+            position_ids = self.count_positions(inputs_embeds, attention_mask, past_length)  # (1 or B, T)
+        # The mask comes before a cache of our own: an empty cache would hide from it that a row is packed.
+        causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        hidden_states = inputs_embeds + look_up(self.embed_positions, position_ids, "Position")
+        if token_type_ids is not None:
+            hidden_states = hidden_states + self.embed_tokens(token_type_ids)
+        hidden_states = self.embd_dropout(hidden_states)
+        for block in self.layers:
+            hidden_states = block(
+                hidden_states, causal_mask, past_key_values=past_key_values, position_ids=position_ids, **kwargs
+            )
+        hidden_states = self.norm(hidden_states)
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+
+    def check_length(self, length: int, past_length, past_key_values: Cache | None) -> None:
+        """Raise while the shapes still tell; later there would only be an index error, or a GPU's assertion."""
+        if isinstance(past_length, int):
+            total, parts = past_length + length, f"{past_length} cached and {length} new positions"
+        else:  # a static cache counts on the device, where reading the count would stall; its size is known
+            total, parts = past_key_values.get_max_cache_shape(), "the size of the static cache"
+        if total > self.config.n_positions:
+            raise ValueError(
+                f"The sequence is too long: {total} positions ({parts}) but the model has n_positions="
+                f"{self.config.n_positions}; truncate the input or generate fewer tokens."
+            )
+
+    @staticmethod
+    def count_positions(inputs_embeds, attention_mask, past_length):
+        """Positions of the new tokens: 0, 1, 2, ... over what the mask shows."""
+        length = inputs_embeds.shape[1]
+        if attention_mask is not None and attention_mask.ndim == 2:
+            return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        return torch.arange(length, device=inputs_embeds.device).unsqueeze(0) + past_length
+
+
+def look_up(embedding: nn.Embedding, ids: torch.LongTensor, meaning: str) -> torch.Tensor:
+    """Rows `ids` of an embedding, with a sentence where PyTorch on a CPU says "index out of range in self"."""
+    try:
+        return embedding(ids)
+    except IndexError:
+        worst = ids.min() if ids.min() < 0 else ids.max()
+        raise ValueError(
+            f"{meaning} {worst.item()} is out of range: this model knows 0 to {embedding.num_embeddings - 1}."
+        ) from None
+
+
+class ScratchGPT2ForCausalLM(ScratchGPT2PreTrainedModel, GenerationMixin):
+    """The language model. The output layer is the token embedding itself (Press & Wolf 2017): what a token looks like
+    when read is what the network has to produce to say it."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+
+    def __init__(self, config: ScratchGPT2Config):
+        super().__init__(config)
+        self.model = ScratchGPT2Model(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool | None = None,
+        **kwargs,
+    ) -> CausalLMOutputWithPast:
+        """Arguments as for `ScratchGPT2Model.forward`, and
+
+        Args:
+            labels: (B, T) token ids, shifted inside: usually `input_ids` itself, with -100 where nothing is learned.
+            logits_to_keep: compute logits for the last so many positions only (0: all), or for the given ones.
+            skip_logits: compute the loss without the (B, T, V) logits, which are then `None` in the output. By default
+                this is done in training with labels.
+
+        Returns `loss`, a float32 scalar (mean over the labelled positions, or their sum over `num_items_in_batch`),
+        `logits` (B, T, V), and what `ScratchGPT2Model` returns."""
+        if labels is not None and use_cache is None:
+            use_cache = False
+        outputs = self.model(
+            input_ids,
+            attention_mask,
+            position_ids,
+            past_key_values,
+            inputs_embeds,
+            token_type_ids,
+            use_cache,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state  # (B, T, C)
+
+        if skip_logits is None:
+            skip_logits = self.training
+        loss = logits = None
+        # A head that an adapter, a quantizer or tensor parallelism has replaced is more than its weight: call it.
+        plain_head = type(self.lm_head) is nn.Linear and type(self.lm_head.weight) is nn.Parameter
+        if labels is not None and skip_logits and plain_head:
+            loss = linear_cross_entropy(hidden_states, self.lm_head.weight, labels, **kwargs)
+        else:
+            logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))  # (B, T, V)
+            if labels is not None:
+                loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss, logits, outputs.past_key_values, outputs.hidden_states, outputs.attentions)
+
+
+class ScratchGPT2ForSequenceClassification(ScratchGPT2PreTrainedModel):
+    """A label for the whole text, read off its last token, the only one that has seen all of it (GPT, section 3.2)."""
+
+    def __init__(self, config: ScratchGPT2Config):
+        super().__init__(config)
+        self.model = ScratchGPT2Model(config)
+        self.score = nn.Linear(config.n_embd, config.num_labels, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutputWithPast:
+        """Arguments as for `ScratchGPT2Model.forward`, and
+
+        Args:
+            labels: (B,) class numbers; (B, num_labels) floats of 0 and 1 when several labels may hold at once; (B,) or
+                (B, num_labels) floats for regression. `config.problem_type` says which; left out, one label means
+                regression, whole numbers single-label and floats multi-label classification.
+
+        Returns `loss` and `logits` (B, num_labels)."""
+        outputs = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs)
+        hidden_states = outputs.last_hidden_state  # (B, T, C)
+        last_token = self.last_token_index(input_ids, attention_mask, hidden_states)  # (B,)
+        rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
+        logits = self.score(hidden_states[rows, last_token])  # (B, C) -> (B, num_labels)
+        items = kwargs.get("num_items_in_batch")
+        loss = None if labels is None else self.classification_loss(logits, labels, items)
+        return SequenceClassifierOutputWithPast(
+            loss, logits, outputs.past_key_values, outputs.hidden_states, outputs.attentions
+        )
+
+    def last_token_index(self, input_ids, attention_mask, hidden_states):
+        """(B,): the last token that the mask shows, on whichever side the padding is.
+
+        transformers' GPT-2 looks for the pad id instead, which finds the wrong token when a text really ends in the
+        end-of-text token that GPT-2 is padded with. Only without a mask, and with a pad id of its own, do we look too.
+        """
+        batch, length = hidden_states.shape[:2]
+        columns = torch.arange(length, device=hidden_states.device)
+        if attention_mask is not None and attention_mask.ndim == 2:
+            shown = attention_mask[:, -length:].to(hidden_states.device) != 0
+        elif input_ids is not None and self.config.pad_token_id not in (None, self.config.eos_token_id):
+            shown = input_ids != self.config.pad_token_id
+        else:
+            return columns[-1].expand(batch)
+        return (columns * shown).argmax(-1)
+
+    def classification_loss(self, logits, labels, num_items_in_batch):
+        problem_type = self.config.problem_type
+        if problem_type is None:
+            kind = "multi_label" if labels.is_floating_point() else "single_label"
+            problem_type = "regression" if self.config.num_labels == 1 else f"{kind}_classification"
+        loss_of = {
+            "regression": F.mse_loss,
+            "single_label_classification": F.cross_entropy,
+            "multi_label_classification": F.binary_cross_entropy_with_logits,
+        }[problem_type]
+        logits, labels = logits.float(), labels.to(logits.device).view(-1)
+        if problem_type != "single_label_classification":
+            logits, labels = logits.view(-1), labels.float()
+        if num_items_in_batch is None:
+            return loss_of(logits, labels)
+        # Trainer counts the labels of a whole accumulation step, so that splitting it changes nothing.
+        return loss_of(logits, labels, reduction="sum") / num_items_in_batch
+
+
+class ScratchGPT2ForTokenClassification(ScratchGPT2PreTrainedModel):
+    """A label for every token, such as the kind of name it belongs to."""
+
+    def __init__(self, config: ScratchGPT2Config):
+        super().__init__(config)
+        self.model = ScratchGPT2Model(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.n_embd, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, labels=None, **kwargs
+    ) -> TokenClassifierOutput:
+        """Arguments as for `ScratchGPT2Model.forward`, and `labels` (B, T), -100 where there is none.
+        Returns `loss` and `logits` (B, T, num_labels)."""
+        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **kwargs)
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss = None if labels is None else self.loss_function(logits, labels, self.config, **kwargs)
+        return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+class ScratchGPT2ForQuestionAnswering(ScratchGPT2PreTrainedModel):
+    """Where in the text the answer starts and ends."""
+
+    def __init__(self, config: ScratchGPT2Config):
+        super().__init__(config)
+        self.model = ScratchGPT2Model(config)
+        self.qa_outputs = nn.Linear(config.n_embd, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> QuestionAnsweringModelOutput:
+        """Arguments as for `ScratchGPT2Model.forward`, and `start_positions`, `end_positions` (B,).
+        Returns `loss`, `start_logits` (B, T) and `end_logits` (B, T)."""
+        outputs = self.model(input_ids, attention_mask, position_ids, inputs_embeds=inputs_embeds, **kwargs)
+        start_logits, end_logits = self.qa_outputs(outputs.last_hidden_state).unbind(-1)  # (B, T, 2) -> 2 * (B, T)
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
+        return QuestionAnsweringModelOutput(loss, start_logits, end_logits, outputs.hidden_states, outputs.attentions)
+
+
+@dataclass
+class ScratchGPT2DoubleHeadsModelOutput(ModelOutput):
+    """`loss` of the language model and `logits` (B, N, T, V); `mc_loss` of the choice and `mc_logits` (B, N)."""
+
+    loss: torch.FloatTensor | None = None
+    mc_loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    mc_logits: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+class ScratchGPT2DoubleHeadsModel(ScratchGPT2ForCausalLM):
+    """A language model that also chooses (GPT, sections 3.2 and 3.3): each of N candidate texts per row is scored at
+    one of its tokens. Equal to transformers' GPT2DoubleHeadsModel."""
+
+    def __init__(self, config: ScratchGPT2Config):
+        super().__init__(config)
+        self.summary_dropout = nn.Dropout(config.summary_first_dropout)
+        self.multiple_choice_head = nn.Linear(config.n_embd, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        mc_token_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        mc_labels: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> ScratchGPT2DoubleHeadsModelOutput:
+        """Inputs are (B, N, T), or (B, T) to generate; otherwise arguments as for `ScratchGPT2Model.forward`, and
+
+        Args:
+            mc_token_ids: (B, N) position at which each choice is scored; the last one by default.
+            labels: (B, N, T) for the language model, shifted inside.
+            mc_labels: (B,) number of the right choice.
+        """
+        shape = input_ids.shape if input_ids is not None else inputs_embeds.shape[:-1]  # (B, N, T)
+        ids, mask, positions, types = (  # (B, N, T) -> (B * N, T)
+            tensor.flatten(0, -2) if tensor is not None else None
+            for tensor in (input_ids, attention_mask, position_ids, token_type_ids)
+        )
+        embeds = inputs_embeds.flatten(0, -3) if inputs_embeds is not None else None
+        outputs = self.model(ids, mask, positions, past_key_values, embeds, types, **kwargs)
+        hidden_states = outputs.last_hidden_state.view(*shape, -1)  # (B, N, T, C)
+
+        logits = self.lm_head(hidden_states)
+        if mc_token_ids is None:
+            mc_token_ids = torch.full(shape[:-1], shape[-1] - 1, device=hidden_states.device)
+        summary = torch.take_along_dim(hidden_states, mc_token_ids[..., None, None], dim=-2).squeeze(-2)  # (B, N, C)
+        mc_logits = self.multiple_choice_head(self.summary_dropout(summary)).squeeze(-1)  # (B, N)
+        loss = mc_loss = None
+        if labels is not None:
+            loss = F.cross_entropy(logits[..., :-1, :].flatten(0, -2).float(), labels[..., 1:].flatten())
+        if mc_labels is not None:
+            mc_loss = F.cross_entropy(mc_logits.float(), mc_labels.view(-1))
+        return ScratchGPT2DoubleHeadsModelOutput(
+            loss, mc_loss, logits, mc_logits, outputs.past_key_values, outputs.hidden_states, outputs.attentions
+        )
