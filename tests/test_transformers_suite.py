@@ -105,7 +105,7 @@ class HeadTest(modeling.ModelTesterMixin, pipelines.PipelineTesterMixin):
         self.pipeline_model_mapping = {task: head for task, role in PIPELINE_ROLES.items() if role == self.role}
 
     def test_config(self):
-        configuration.ConfigTester(self, config_class=self.family["config"], n_embd=36).run_common_tests()
+        configuration.ConfigTester(self, config_class=self.family["config"], n_embd=36).run_common_tests()  # 12 heads
 
 
 class GenerativeHeadTest(HeadTest, modeling.GenerationTesterMixin):
