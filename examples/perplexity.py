@@ -1,0 +1,108 @@
+"""Perplexity and bits per byte of a language model on text files.
+
+    python examples/perplexity.py --model checkpoints/my-gpt2 --text book.txt
+    python examples/perplexity.py --model openai-community/gpt2 --text *.txt --stride 1024 --json perplexity.json
+    accelerate launch --cpu examples/perplexity.py --model ckpt.pt --tokenizer tiktoken:gpt2 --text book.txt
+
+Each file is one text, over which a window of `--context` tokens slides in steps of `--stride`; see
+`scratch_gpt2/evaluation/perplexity.py`. GPT-2 checkpoints of any origin are computed with our model, other
+architectures with transformers' own classes. The device is the one that accelerate chooses.
+
+Published GPT-2 figures on WikiText-2 are for the rows of the Hub's data set with a blank line between them, 287,644
+tokens; the file `wiki.test.raw` as it is has 286,221. This writes the former:
+
+    python -c "from datasets import load_dataset as load; \\
+        rows = load('Salesforce/wikitext', 'wikitext-2-raw-v1', split='test')['text']; \\
+        open('wikitext2.txt', 'w', encoding='utf-8', newline='').write('\\n\\n'.join(rows))"
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, HfArgumentParser
+
+from scratch_gpt2 import ScratchGPT2ForCausalLM
+from scratch_gpt2.cli import run_main
+from scratch_gpt2.configuration_scratch_gpt2 import is_foreign_checkpoint
+from scratch_gpt2.evaluation.perplexity import perplexity
+from scratch_gpt2.tokenization import load_tokenizer
+
+
+@dataclass
+class Arguments:
+    model: str = field(metadata={"help": "Folder or Hub id of a causal language model, or nanoGPT's ckpt.pt."})
+    text: list[str] = field(metadata={"help": "Text files in UTF-8, each measured by itself."})
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Folder, Hub id or tiktoken:gpt2; by default the model's."}
+    )
+    context: int | None = field(
+        default=None, metadata={"help": "Tokens in a window; by default as many as the model has positions."}
+    )
+    stride: int | None = field(
+        default=None, metadata={"help": "Tokens by which the window moves on; by default half a window."}
+    )
+    batch_size: int = field(default=4, metadata={"help": "Windows computed together; changes speed and memory only."})
+    json: str | None = field(default=None, metadata={"help": "File to write the figures and their protocol to."})
+
+
+def main() -> None:
+    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    texts = {path: read_text(path) for path in arguments.text}
+    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
+        raise FileNotFoundError(f"The folder for {arguments.json!r} does not exist; create it first.")
+    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
+    model = load_model(arguments.model).to(PartialState().device)
+
+    results = {}
+    for path, text in texts.items():
+        results[path] = perplexity(model, tokenizer, text, arguments.context, arguments.stride, arguments.batch_size)
+    print_table(results)
+    if arguments.json:
+        write_json(arguments, str(model.dtype).removeprefix("torch."), results)
+
+
+def read_text(path: str) -> str:
+    try:
+        text = Path(path).read_bytes().decode()  # read_text() would change line ends, and with them the bytes
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path!r} is not UTF-8 at byte {error.start}; convert it first.") from None
+    if not text:
+        raise ValueError(f"{path!r} is empty.")
+    return text
+
+
+def load_model(name: str):
+    if is_foreign_checkpoint(name, {}):
+        return ScratchGPT2ForCausalLM.from_pretrained(name)
+    return AutoModelForCausalLM.from_pretrained(name)  # ours too, since scratch_gpt2 has been imported
+
+
+def print_table(results) -> None:
+    protocol = next(iter(results.values()))
+    start_token = "a start token" if protocol.start_token else "no start token"
+    print(f"windows of {protocol.context_length} tokens, stride {protocol.stride}, {start_token}, mean over tokens")
+    print(f"{'perplexity':>12} {'bits/byte':>10} {'loss':>8} {'scored':>11} {'tokens':>11} {'bytes':>12}  text")
+    for path, result in results.items():
+        print(
+            f"{result.perplexity:12.4f} {result.bits_per_byte:10.4f} {result.loss:8.4f} {result.scored_tokens:11,} "
+            f"{result.tokens:11,} {result.bytes:12,}  {path}"
+        )
+
+
+def write_json(arguments: Arguments, dtype: str, results) -> None:
+    report = {
+        "model": arguments.model,
+        "tokenizer": arguments.tokenizer or arguments.model,
+        "dtype": dtype,
+        "results": [{"text": path} | asdict(result) for path, result in results.items()],
+    }
+    unfinished = f"{arguments.json}.tmp"
+    Path(unfinished).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    os.replace(unfinished, arguments.json)
+
+
+if __name__ == "__main__":
+    run_main(main)
