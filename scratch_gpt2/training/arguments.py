@@ -1,0 +1,46 @@
+"""The recipe of a pretraining run, and the numbers that follow from what the user gives."""
+
+# GPT-3's 125M model (Brown et al. 2020, table 2.1 and appendix B) at GPT-2's vocabulary, as in build-nanogpt: 19,073
+# steps of 524,288 tokens are 10B tokens. The warm-up, 715 steps of those, is a share here, so that it fits shorter runs.
+GPT3_RECIPE = {
+    "max_steps": 19_073,
+    "learning_rate": 6e-4,
+    "lr_scheduler_type": "cosine_with_min_lr",
+    "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+    "warmup_steps": 715 / 19_073,
+    "weight_decay": 0.1,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.95,
+    "max_grad_norm": 1.0,
+}
+TOKENS_PER_STEP = 524_288
+
+# How Trainer logs, saves and evaluates unless the user says otherwise. `use_cache` belongs to the saved configuration;
+# the model itself never caches in training.
+TRAINER_DEFAULTS = {
+    "logging_steps": 10,
+    "eval_strategy": "steps",
+    "eval_steps": 250,
+    "save_steps": 1000,
+    "save_total_limit": 3,
+    "dataloader_drop_last": True,
+    "prediction_loss_only": True,
+    "use_cache": True,
+}
+
+
+def accumulation_steps(tokens_per_step: int, block_length: int, batch_size: int, world_size: int) -> int:
+    """Forward passes per optimizer step, from the tokens that a step shall have.
+
+    `batch_size` counts the rows of one process in one pass.
+
+    Raises ValueError where the tokens cannot be divided so.
+    """
+    tokens_per_pass = block_length * batch_size * world_size
+    if tokens_per_step < tokens_per_pass or tokens_per_step % tokens_per_pass != 0:
+        raise ValueError(
+            f"tokens_per_step is {tokens_per_step}, which is not a multiple of the {tokens_per_pass} tokens of one "
+            f"pass ({world_size} process(es) x {batch_size} rows x {block_length} tokens); change tokens_per_step or "
+            "per_device_train_batch_size."
+        )
+    return tokens_per_step // tokens_per_pass

@@ -1,0 +1,150 @@
+"""What pretraining shows while it runs: speed, samples, a log and plots beside the checkpoints."""
+
+import json
+import time
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+# Dense bfloat16 peaks in FLOP/s from NVIDIA's data sheets (float16 for T4 and V100, which have no bfloat16). The
+# first name that occurs in torch's name of the device counts.
+PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "A10G": 70e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "V100": 125e12,
+    "T4": 65e12,
+}
+
+
+def flops_per_token(config, length: int) -> int:
+    """Floating point operations that training on one token takes, in rows of `length` tokens.
+
+    6 for every weight of a matrix that the token passes (multiply and add, forward once and backward twice), the
+    output layer among them, and 12 * n_layer * n_embd * length for the attention scores and weighted sums. The masked
+    half of the attention counts, recomputation does not (Chowdhery et al. 2022, "PaLM", appendix B).
+    """
+    inner = config.n_inner if config.n_inner is not None else 4 * config.n_embd
+    matrices = config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * inner) + config.vocab_size * config.n_embd
+    return 6 * matrices + 12 * config.n_layer * config.n_embd * length
+
+
+def known_peak_flops() -> float | None:
+    """Peak FLOP/s of the GPU in bfloat16; `None` without a GPU or for one that is not in the table."""
+    if not torch.cuda.is_available():
+        return None
+    name = torch.cuda.get_device_name()
+    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
+
+
+class SpeedCallback(TrainerCallback):
+    """Counts the seconds spent in training steps; evaluation, saving and sampling are left out."""
+
+    def __init__(self):
+        self.seconds = 0.0
+        self.steps = 0
+        self.mark = time.perf_counter()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.mark = time.perf_counter()
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps += 1
+        self._add_time()
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.mark = time.perf_counter()
+
+    on_save = on_evaluate
+
+    def _add_time(self):
+        now = time.perf_counter()
+        self.seconds += now - self.mark
+        self.mark = now
+
+    def seconds_per_step(self) -> float | None:
+        """Mean since the last call; `None` if there was no step."""
+        self._add_time()
+        mean = self.seconds / self.steps if self.steps else None
+        self.seconds, self.steps = 0.0, 0
+        return mean
+
+
+class SampleCallback(TrainerCallback):
+    """Continues `prompt` every so many steps, prints the text and writes it to samples/step-N.txt.
+
+    The samples are drawn with a random state of their own, so that training does not depend on them. Every process
+    takes part, since under FSDP none has the whole model.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str, every: int, max_new_tokens: int = 60):
+        self.tokenizer = tokenizer
+        self.prompt_ids = torch.tensor([tokenizer(prompt).input_ids or [tokenizer.eos_token_id]])
+        self.every = every
+        self.max_new_tokens = max_new_tokens
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % self.every != 0 and state.global_step != state.max_steps:
+            return
+        text = self.sample(model, args.seed)
+        if state.is_world_process_zero:
+            print(f"\n--- sample at step {state.global_step} ---\n{text}\n", flush=True)
+            folder = Path(args.output_dir, "samples")
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"step-{state.global_step}.txt").write_text(text + "\n", encoding="utf-8")
+
+    def sample(self, model, seed: int) -> str:
+        ids = self.prompt_ids.to(next(model.parameters()).device)
+        room = model.config.n_positions - ids.shape[1]
+        was_training = model.training
+        model.eval()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            output = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=min(self.max_new_tokens, room),
+                do_sample=True,
+                top_k=50,
+                use_cache=True,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+        model.train(was_training)
+        return self.tokenizer.decode(output[0], skip_special_tokens=True)
+
+
+class LogFileCallback(TrainerCallback):
+    """Writes every log entry to log.jsonl, and curves of them to PNG files whenever a checkpoint is saved.
+
+    Trainer keeps the entries in its checkpoints. What a resumed run logs again replaces what was logged after the
+    checkpoint.
+    """
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            Path(args.output_dir).mkdir(parents=True, exist_ok=True)
+            self._path(args).write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
+
+    def on_log(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            with self._path(args).open("a") as file:
+                file.write(json.dumps(state.log_history[-1]) + "\n")
+
+    def on_save(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            plot_log(state.log_history, args.output_dir)
+
+    on_train_end = on_save
+
+    @staticmethod
+    def _path(args) -> Path:
+        return Path(args.output_dir, "log.jsonl")

@@ -1,0 +1,94 @@
+"""Which of Trainer's checkpoints can be continued: a process may be killed while it writes one."""
+
+import json
+import logging
+import os
+import zipfile
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+def newest_intact_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """The checkpoint-N folder with the highest N that is complete; broken ones are passed over with a warning.
+
+    `None` where there is no such folder.
+    """
+    for checkpoint in sorted(list_checkpoints(output_dir), key=_step, reverse=True):
+        fault = find_fault(checkpoint)
+        if fault is None:
+            return str(checkpoint)
+        logger.warning(f"Passing over the broken checkpoint {checkpoint}: {fault}.")
+    return None
+
+
+def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
+    """The folders that Trainer has written into `output_dir`, broken or not."""
+    return [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir() and path.name[11:].isdigit()]
+
+
+def find_fault(checkpoint: Path) -> str | None:
+    """Why training cannot continue from a checkpoint; `None` if it can.
+
+    Trainer (5.23) writes weights, optimizer, schedule and random state in this order and `trainer_state.json` at the
+    end, so an interrupted save lacks the end. The other files are looked at too, since disks fill up and copies break
+    off: each must have the length that its own header or directory states. Random states of processes other than the
+    first may come after `trainer_state.json` and are not looked at.
+    """
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text())
+    except FileNotFoundError:
+        return "trainer_state.json, which is written last, is missing"
+    except ValueError:
+        return "trainer_state.json is cut off"
+    if state.get("global_step") != _step(checkpoint):
+        return f"trainer_state.json is of step {state.get('global_step')}"
+    return _fault_in_weights(checkpoint) or _fault_in_training_state(checkpoint)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def _fault_in_weights(checkpoint: Path) -> str | None:
+    names = ["model.safetensors"]
+    index = checkpoint / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError):
+            return f"{index.name} cannot be read"
+    for name in names:
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+        if not _is_whole_safetensors(checkpoint / name):
+            return f"{name} is cut off"
+    return None
+
+
+def _is_whole_safetensors(path: Path) -> bool:
+    """Compare a file's length with its header: 8 bytes, that many bytes of JSON, and the data that the JSON lists
+    (https://github.com/huggingface/safetensors#format)."""
+    with path.open("rb") as file:
+        header_length = int.from_bytes(file.read(8), "little")
+        if header_length > path.stat().st_size:
+            return False
+        try:
+            header = json.loads(file.read(header_length))
+        except ValueError:
+            return False
+    end = max((tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"), default=0)
+    return path.stat().st_size == 8 + header_length + end
+
+
+def _fault_in_training_state(checkpoint: Path) -> str | None:
+    """`torch.save` writes zip files, whose directory stands at the end; FSDP's sharded state is a folder instead."""
+    for stem, name in (("optimizer", "optimizer.pt"), ("scheduler", "scheduler.pt"), ("rng_state", "rng_state.pth")):
+        files = [path for path in checkpoint.glob(f"{stem}*") if path.suffix in (".pt", ".pth", ".bin")]
+        folders = [path for path in checkpoint.glob(f"{stem}_*") if (path / ".metadata").is_file()]
+        if not files and not folders:
+            return f"{name} is missing"
+        for path in files:
+            if not zipfile.is_zipfile(path):
+                return f"{path.name} is cut off"
+    return None
