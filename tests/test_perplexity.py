@@ -306,6 +306,19 @@ def test_example_prints_a_table_and_writes_json(pair, model_folder, tiny_tokeniz
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt", "report.json"]
 
 
+def test_example_computes_a_gpt2_checkpoint_with_our_model(pair, tiny_tokenizer, tmp_path, monkeypatch, capsys):
+    pair[0].save_pretrained(tmp_path / "gpt2")
+    tiny_tokenizer.save_pretrained(tmp_path / "gpt2")
+    text = tmp_path / "a.txt"
+    text.write_bytes(TEXT.encode())
+    loaded = []
+    monkeypatch.setattr(ScratchGPT2ForCausalLM, "eval", lambda model: loaded.append(model) or model.train(False))
+    code, printed, errors = run_example(monkeypatch, capsys, "--model", tmp_path / "gpt2", "--text", text)
+    assert code == 0, errors
+    assert loaded
+    assert printed.split("\n")[2].split()[0] == f"{perplexity(pair[0], tiny_tokenizer, TEXT).perplexity:.4f}"
+
+
 def test_example_ends_with_one_line_on_mistakes(model_folder, tmp_path, monkeypatch, capsys):
     latin1, empty, good = tmp_path / "latin1.txt", tmp_path / "empty.txt", tmp_path / "good.txt"
     latin1.write_bytes("naïve".encode("latin-1"))
