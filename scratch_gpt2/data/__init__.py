@@ -1,0 +1,1 @@
+"""Text to examples: token shards for pretraining, and rows for everything that is fine-tuned."""

@@ -1,0 +1,405 @@
+"""Token shards: a corpus as .npy files of token ids, written once and read by memory map.
+
+A folder holds `shard_00000.npy`, `shard_00001.npy`, ... and an `index.json` that says what they are. The first shard
+is for validation. Every document ends with the end-of-text token, and documents run on from one shard into the next.
+The index is written anew, in one step, after each shard: a run that is killed loses the unfinished shard and
+nothing else, and goes on at the exact token.
+"""
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import tiktoken
+import torch
+from tokenizers import Tokenizer
+from tqdm import tqdm
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+SHARD_TOKENS = 100_000_000
+INDEX = "index.json"
+FORMAT = 1
+# What `tokenizer_fingerprint` gives for GPT-2's own vocabulary.
+GPT2_FINGERPRINT = "71cca498f566a6fce90612118ffe70ec265ffdc746e7e6743a2253d346af4d30"
+# Pieces of text are tokenized in batches of about so many characters; two batches a core are under way at once.
+BATCH_CHARACTERS = 2**20
+
+
+def write_token_shards(
+    pieces: Iterable[tuple[str, bool]],
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | os.PathLike,
+    source: str,
+    shard_tokens: int = SHARD_TOKENS,
+    part: tuple[int, int] = (0, 1),
+) -> dict:
+    """Tokenize `pieces` (from `text_sources`) on all cores into `folder`, and return the index.
+
+    The memory needed is that of one shard and of two batches a core, for any amount of text. Called again with the
+    same arguments after an interruption it goes on where the last finished shard ends; after the end it does nothing.
+
+    Args:
+        pieces: `(text, ends_document)`; the same ones whenever the call is repeated. `<|endoftext|>` inside a text is
+            tokenized as ordinary characters.
+        source: what the text is, for the index.
+        shard_tokens: tokens in each shard but the last.
+        part: (I, N): take the documents I, I + N, I + 2N, ... only. The validation shard is the first of part 0.
+
+    Raises ValueError for an unfinished folder that was begun with other arguments, and for a text so short that
+    nothing would be left to train on.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    index = {
+        "format": FORMAT,
+        "source": source,
+        "part": list(part),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "vocab_size": len(tokenizer),
+        "eos_token_id": tokenizer.eos_token_id,
+        "dtype": "uint16" if len(tokenizer) <= 2**16 else "uint32",
+        "shard_tokens": shard_tokens,
+    }
+    begun = read_index(folder) if (folder / INDEX).is_file() else {**index, "shards": [], "done": 0, "into_next": 0}
+    for name, value in index.items():
+        if begun[name] != value:
+            raise ValueError(
+                f"{folder} was begun with {name} {begun[name]!r}, not {value!r}; choose another folder or delete it."
+            )
+    if begun.get("complete"):
+        return begun
+    writer = ShardWriter(folder, begun, tokenizer)
+    for ids, ends_document in tqdm_tokens(tokenize(take_part(pieces, part), tokenizer, skip=begun["done"])):
+        writer.add(ids, ends_document)
+    return writer.finish()
+
+
+class ShardWriter:
+    """Collects the tokens of one shard and writes it, then the index; `index` is what the folder holds so far.
+
+    `done` counts the pieces whose tokens are all in finished shards, `into_next` the tokens of the piece after them
+    that are there too.
+    """
+
+    def __init__(self, folder: Path, index: dict, tokenizer: PreTrainedTokenizerBase):
+        self.folder, self.index = folder, index
+        self.end_of_text = np.array([tokenizer.eos_token_id], dtype=index["dtype"])
+        self.bytes_of = token_bytes(tokenizer)
+        self.shard = np.empty(index["shard_tokens"], dtype=index["dtype"])
+        self.filled = 0
+        self.pieces = index["done"]
+        self.skip = index["into_next"]
+
+    def add(self, ids: np.ndarray, ends_document: bool) -> None:
+        if ends_document and len(ids):  # an empty document leaves no trace
+            ids = np.concatenate([ids, self.end_of_text])
+        start, self.skip = self.skip, 0
+        while start < len(ids):
+            room = len(self.shard) - self.filled
+            taken = ids[start : start + room]
+            self.shard[self.filled : self.filled + len(taken)] = taken
+            self.filled += len(taken)
+            start += len(taken)
+            if self.filled == len(self.shard):
+                self.write_shard(done=self.pieces, into_next=start)
+        self.pieces += 1
+
+    def write_shard(self, done: int, into_next: int) -> None:
+        number = len(self.index["shards"])
+        tokens = self.shard[: self.filled]
+        file = self.folder / f"shard_{number:05d}.npy"
+        write_atomically(file, lambda opened: np.save(opened, tokens))
+        shard = {
+            "file": file.name,
+            "split": "validation" if number == 0 and self.index["part"][0] == 0 else "train",
+            "tokens": self.filled,
+            "bytes": self.count_bytes(tokens),
+            "sha256": sha256(file),
+        }
+        self.index |= {"shards": [*self.index["shards"], shard], "done": done, "into_next": into_next}
+        write_index(self.folder, self.index)
+        self.filled = 0
+
+    def count_bytes(self, tokens: np.ndarray) -> int | None:
+        if self.bytes_of is None:
+            return None
+        return sum(int(self.bytes_of[tokens[start : start + 2**20]].sum()) for start in range(0, len(tokens), 2**20))
+
+    def finish(self) -> dict:
+        whole_shards = len(self.index["shards"])
+        total = whole_shards * len(self.shard) + self.filled
+        if self.index["part"][0] == 0 and (whole_shards == 0 or total == len(self.shard)):
+            raise ValueError(
+                f"The text has only {total} tokens, all of them in the first shard of {len(self.shard)}, which is for "
+                "validation; give more text or smaller shards with shard_tokens."
+            )
+        if self.filled:
+            self.write_shard(done=self.pieces, into_next=0)
+        self.index["complete"] = True
+        write_index(self.folder, self.index)
+        return self.index
+
+
+def take_part(pieces: Iterable[tuple[str, bool]], part: tuple[int, int]) -> Iterator[tuple[str, bool]]:
+    which, parts = part
+    document = 0
+    for text, ends_document in pieces:
+        if document % parts == which:
+            yield text, ends_document
+        document += ends_document
+
+
+def tokenize(
+    pieces: Iterable[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase, skip: int = 0
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """The ids of every piece but the first `skip`, in order, computed ahead on all cores.
+
+    Threads suffice: tiktoken and tokenizers compute in Rust and leave Python's lock to others meanwhile.
+    """
+    encode = batch_encoder(tokenizer)
+    ahead = 2 * (os.cpu_count() or 1)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pending: deque = deque()
+        try:
+            for batch in batches(pieces, skip):
+                texts = [text for text, _ in batch]
+                pending.append((pool.submit(encode, texts), batch))
+                if len(pending) > ahead:
+                    yield from encoded(*pending.popleft())
+            while pending:
+                yield from encoded(*pending.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def encoded(future, batch: list[tuple[str, bool]]) -> Iterator[tuple[np.ndarray, bool]]:
+    for ids, (_, ends_document) in zip(future.result(), batch, strict=True):
+        yield ids, ends_document
+
+
+def batches(pieces: Iterable[tuple[str, bool]], skip: int) -> Iterator[list[tuple[str, bool]]]:
+    batch, size = [], 0
+    for number, piece in enumerate(pieces):
+        if number < skip:
+            continue
+        batch.append(piece)
+        size += len(piece[0])
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def batch_encoder(tokenizer: PreTrainedTokenizerBase):
+    """A function from a list of texts to a list of id arrays, with tiktoken where the vocabulary is GPT-2's."""
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    if is_gpt2(tokenizer):
+        gpt2 = tiktoken.get_encoding("gpt2")
+        return lambda texts: [gpt2.encode_to_numpy(text, disallowed_special=()).astype(dtype) for text in texts]
+    # A copy, because reading special tokens as ordinary text is a setting of the whole tokenizer.
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    copy.encode_special_tokens = True
+    copy.no_truncation()
+    copy.no_padding()
+
+    def encode(texts: list[str]) -> list[np.ndarray]:
+        return [np.array(e.ids, dtype) for e in copy.encode_batch_fast(texts, add_special_tokens=False)]
+
+    return encode
+
+
+def is_gpt2(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the vocabulary is GPT-2's, and tiktoken has it at hand or can download it."""
+    if tokenizer_fingerprint(tokenizer) != GPT2_FINGERPRINT:
+        return False
+    try:
+        tiktoken.get_encoding("gpt2")
+    except OSError:
+        return False
+    return True
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
+    """(vocab_size,): how many bytes of text each token stands for; `None` for a tokenizer that is not byte-level."""
+    if "ByteLevel" not in str(tokenizer.backend_tokenizer.decoder):
+        return None
+    lengths = np.zeros(len(tokenizer), dtype=np.int64)
+    special = set(tokenizer.all_special_ids)
+    for token, number in tokenizer.get_vocab().items():
+        lengths[number] = 0 if number in special else len(token)  # a byte-level vocabulary spells a byte as a letter
+    return lengths
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 of the vocabulary, whatever kind of file it came from."""
+    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+
+
+def tqdm_tokens(encoded_pieces: Iterator[tuple[np.ndarray, bool]]) -> Iterator[tuple[np.ndarray, bool]]:
+    with tqdm(unit=" tokens", unit_scale=True, desc="Tokenizing") as bar:
+        for ids, ends_document in encoded_pieces:
+            bar.update(len(ids))
+            yield ids, ends_document
+
+
+def merge_parts(folder: str | os.PathLike) -> dict:
+    """Write one index over the parts in `folder`'s sub-folders, so that `TokenShards` reads them as one set.
+
+    Raises FileNotFoundError for a missing part, ValueError for an unfinished one or parts that do not fit together.
+    """
+    folder = Path(folder)
+    parts = [(read_index(path.parent), path.parent.name) for path in folder.glob(f"*/{INDEX}")]
+    parts.sort(key=lambda part: part[0]["part"])
+    if not parts:
+        raise FileNotFoundError(f"{folder} has no parts: no folder in it has an {INDEX}.")
+    first = parts[0][0]
+    for number, (index, name) in enumerate(parts):
+        if index["part"] != [number, len(parts)] or len(parts) != first["part"][1]:
+            raise FileNotFoundError(
+                f"{folder} has {len(parts)} of {first['part'][1]} parts; part {number} is missing."
+            )
+        if not index.get("complete"):
+            raise ValueError(f"{folder / name} is not finished; run it again to continue it.")
+        for key in ("format", "tokenizer", "source"):
+            if index[key] != first[key]:
+                raise ValueError(f"{folder / name} has another {key} than {folder / parts[0][1]}; make it again.")
+    shards = [{**s, "file": f"{name}/{s['file']}"} for index, name in parts for s in index["shards"]]
+    merged = {**first, "part": [0, 1], "shards": shards, "done": sum(index["done"] for index, _ in parts)}
+    write_index(folder, merged)
+    return merged
+
+
+def read_index(folder: Path) -> dict:
+    """Raises FileNotFoundError for a folder without shards, ValueError for an index that cannot be read."""
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{folder} has no token shards ({INDEX} is missing); make some with examples/prepare_text.py."
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{folder / INDEX} is damaged; delete the folder and make the shards again.") from error
+    if index.get("format") != FORMAT:
+        raise ValueError(f"{folder / INDEX} is of format {index.get('format')}, this version reads {FORMAT}.")
+    return index
+
+
+def write_index(folder: Path, index: dict) -> None:
+    write_atomically(folder / INDEX, lambda opened: opened.write(json.dumps(index, indent=1).encode()))
+
+
+def write_atomically(file: Path, write) -> None:
+    """Under the final name there is only ever a whole file."""
+    unfinished = file.with_name(file.name + ".unfinished")
+    try:
+        with open(unfinished, "wb") as opened:
+            write(opened)
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(unfinished, file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while block := opened.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+class TokenShards(torch.utils.data.Dataset):
+    """Fixed-length blocks of one split's token stream, for Trainer: no samples to draw, nothing kept in memory.
+
+    Item i is `{"input_ids", "labels"}`, both (block_length,), with the tokens from i * (block_length - 1) on. Blocks
+    share one token, because the model shifts the labels: so every token but the first is predicted exactly once. The
+    stream runs through all shards; the tail that does not fill a block, fewer than block_length tokens, is dropped.
+
+    Raises FileNotFoundError for a folder without shards, ValueError for one that is not finished and for a split
+    shorter than a block.
+    """
+
+    def __init__(self, folder: str | os.PathLike, block_length: int, split: str = "train"):
+        if block_length < 2:
+            raise ValueError(f"block_length is {block_length}, but predicting a token takes at least 2.")
+        self.folder, self.block_length, self.split = Path(folder), block_length, split
+        self.index = read_index(self.folder)
+        if not self.index.get("complete"):
+            raise ValueError(f"{folder} is not finished; run examples/prepare_text.py again to continue it.")
+        shards = [shard for shard in self.index["shards"] if shard["split"] == split]
+        self.files = [self.folder / shard["file"] for shard in shards]
+        self.starts = np.cumsum([0] + [shard["tokens"] for shard in shards])  # of each shard in the stream
+        self.bytes = None if any(s["bytes"] is None for s in shards) else sum(s["bytes"] for s in shards)
+        self.tokens = int(self.starts[-1])
+        if len(self) == 0:
+            raise ValueError(
+                f"The {split} split of {folder} has {self.tokens} tokens, fewer than one block of {block_length}; "
+                "give more text or a shorter block."
+            )
+        self.arrays: list[np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return max(0, (self.tokens - 1) // (self.block_length - 1))
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        if not 0 <= i < len(self):
+            raise IndexError(f"Block {i} does not exist; there are {len(self)}.")
+        if self.arrays is None:
+            self.arrays = [np.load(file, mmap_mode="r") for file in self.files]
+        start = i * (self.block_length - 1)
+        ids = torch.from_numpy(self._tokens(start, start + self.block_length).astype(np.int64))
+        return {"input_ids": ids, "labels": ids.clone()}
+
+    def __getstate__(self) -> dict:
+        # Worker processes open the files themselves instead of receiving a copy of them.
+        return {**self.__dict__, "arrays": None}
+
+    def _tokens(self, start: int, end: int) -> np.ndarray:
+        parts = []
+        for number in range(int(np.searchsorted(self.starts, start, side="right")) - 1, len(self.arrays)):
+            offset = self.starts[number]
+            if offset >= end:
+                break
+            parts.append(self.arrays[number][max(0, start - offset) : end - offset])
+        return np.concatenate(parts)
+
+    def bytes_per_token(self) -> float | None:
+        """Bytes of UTF-8 per token of this split, to turn a loss into bits per byte."""
+        return None if self.bytes is None else self.bytes / self.tokens
+
+    def check_fits(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+        """Raise ValueError where the tokenizer is another one, or the model too small in vocabulary or positions."""
+        if tokenizer_fingerprint(tokenizer) != self.index["tokenizer"]:
+            raise ValueError(
+                f"The shards in {self.folder} were made with another tokenizer; use {self.folder / 'tokenizer'}."
+            )
+        if self.index["vocab_size"] > config.vocab_size:
+            raise ValueError(
+                f"The shards in {self.folder} have {self.index['vocab_size']} token ids, but the model's vocab_size "
+                f"is {config.vocab_size}; use a model with at least as many."
+            )
+        if self.block_length > config.n_positions:
+            raise ValueError(
+                f"A block has {self.block_length} tokens, but the model's n_positions is {config.n_positions}; "
+                "shorten the blocks."
+            )
+
+
+def verify(folder: str | os.PathLike) -> int:
+    """Compare every shard with its checksum and return their number. Raises ValueError for the first that differs."""
+    folder = Path(folder)
+    shards = read_index(folder)["shards"]
+    for shard in tqdm(shards, desc="Checking", unit=" shards"):
+        file = folder / shard["file"]
+        if not file.is_file():
+            raise FileNotFoundError(f"{file} is missing; make the shards again.")
+        if sha256(file) != shard["sha256"]:
+            raise ValueError(f"{file} does not have the checksum of the index; it is damaged: make the shards again.")
+    return len(shards)
