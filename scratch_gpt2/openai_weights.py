@@ -25,7 +25,6 @@ from transformers.initialization import no_init_weights
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files, resolve_revision
 
 from .configuration_scratch_gpt2 import ScratchGPT2Config
-from .modeling_scratch_gpt2 import ScratchGPT2Model
 
 # How GPT-2 stores a tensor, compared with nn.Linear here. Its Conv1D keeps weights as (in, out), nn.Linear as
 # (out, in); the weights of q, k and v lie side by side in one (in, 3 * out), their biases in one (3 * out).
@@ -73,21 +72,11 @@ ARCHITECTURES = {
 # fmt: on
 
 OPENAI_VOCABULARY, NANOGPT_VOCABULARY = 50257, 50304
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+WEIGHT_FILES += ("pytorch_model.bin", "pytorch_model.bin.index.json")
 LOOKUP_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
-NANOGPT_ARGUMENTS = {
-    "n_layer": "n_layer",
-    "n_head": "n_head",
-    "n_embd": "n_embd",
-    "block_size": "n_positions",
-    "vocab_size": "vocab_size",
-}
+NANOGPT_FIELDS = {"block_size": "n_positions"} | {name: name for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
 # What a configuration says about its own class rather than about the network.
 OWN_CONFIG_FIELDS = {"model_type", "architectures", "auto_map", "transformers_version", "n_ctx"}
 READ_ERRORS = (
@@ -258,7 +247,7 @@ def check_complete(state_dict: dict, shapes: Shapes, origin: str) -> None:
 
 def to_gpt2_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """The state dict of `model` under GPT-2's names and in its layout."""
-    is_headless = isinstance(model, ScratchGPT2Model)
+    is_headless = not hasattr(model, model.base_model_prefix)
     own = {f"model.{name}" if is_headless else name: tensor for name, tensor in model.state_dict().items()}
     state_dict = {}
     for own_name, tensor in own.items():
@@ -281,7 +270,7 @@ def model_shapes(model_class: type[PreTrainedModel], config: ScratchGPT2Config) 
     """Names and shapes of the model's tensors, from a copy without memory; the network's names begin with "model."."""
     with torch.device("meta"), no_init_weights():
         state_dict = model_class(copy.deepcopy(config)).state_dict()
-    prefix = "model." if issubclass(model_class, ScratchGPT2Model) else ""
+    prefix = "" if any(name.startswith("model.") for name in state_dict) else "model."
     return {prefix + name: tensor.shape for name, tensor in state_dict.items()}
 
 
@@ -426,7 +415,7 @@ def read_nanogpt(file: str, vocab_size: int):
     args = dict(checkpoint["model_args"])
     has_bias, dropout = args.pop("bias", True), args.pop("dropout", 0.0)
     with reading(file):
-        fields = {name: args.pop(nanogpt_name) for nanogpt_name, name in NANOGPT_ARGUMENTS.items()}
+        fields = {name: args.pop(nanogpt_name) for nanogpt_name, name in NANOGPT_FIELDS.items()}
     if args:
         raise ValueError(f"{file}: {', '.join(sorted(args))} in model_args is no option of nanoGPT's own GPT.")
     fields |= {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
