@@ -1,7 +1,10 @@
-"""What every example script does with a mistake of its user: one line, no traceback."""
+"""What the example scripts share: a user's mistake ends in one line, and a missing network is noticed at once."""
 
+import os
 import sys
 from collections.abc import Callable
+
+from huggingface_hub import constants, get_session
 
 
 def run_main(main: Callable[[], object]) -> None:
@@ -18,3 +21,16 @@ def run_main(main: Callable[[], object]) -> None:
     except (OSError, ValueError, ImportError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)
+
+
+def offline_unless_hub_answers(name_or_path: str) -> None:
+    """For a Hub id: if the Hub does not answer, look only into the local cache, as HF_HUB_OFFLINE=1 does.
+
+    Otherwise the client tries again and again for most of a minute.
+    """
+    if os.path.exists(name_or_path):
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # the types depend on huggingface_hub's HTTP library
+        constants.HF_HUB_OFFLINE = True

@@ -1,0 +1,36 @@
+# make demo    train a small GPT-2 on two CPU cores, load it again, let it write (about three minutes)
+# make test    lint, format check and all tests
+# Both install everything they need into .venv first. Another Python: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo quickstart test lint install clean
+
+demo quickstart: $(INSTALLED)
+	$(BIN)/python examples/quickstart.py
+
+test: lint
+	$(BIN)/python -m pytest -n 2
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+install: $(INSTALLED)
+
+# Where Python comes without ensurepip (Debian, Ubuntu), the pip of the system puts one into .venv.
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "error: $(PYTHON) is not installed; install Python 3.11 or newer, or name it: make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11, which transformers needs; name a newer one: make PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing into .venv; the first time this downloads PyTorch and takes minutes."
+	@$(PYTHON) -m venv .venv >/dev/null 2>&1 || \
+		{ $(PYTHON) -m venv --without-pip .venv && $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[train,test]'
+	@touch $@
+
+clean:
+	rm -rf .venv .cache .pytest_cache .ruff_cache build dist *.egg-info

@@ -1,0 +1,215 @@
+"""Train a small GPT-2 from scratch on two CPU cores in about three minutes, save it, load it again, let it write.
+
+    python examples/quickstart.py
+    python examples/quickstart.py --text book.txt --prompt "It was" --output runs/book
+    python examples/quickstart.py --smoke                            # seconds: only shows that everything works
+
+Without `--text` it learns from what every Python brings along: the language reference in `pydoc_data` and the
+docstrings of the standard library. The model, its tokenizer and the loss curve are written to `--output`. No network.
+"""
+
+import ast
+import math
+import subprocess
+import sys
+import sysconfig
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import torch
+from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
+from scratch_gpt2.cli import run_main
+from scratch_gpt2.tokenization import check_text, train_tokenizer
+from scratch_gpt2.training.plots import plot_history
+
+PROMPTS = ["The statement", "def read_lines(path):", "Return a"]
+NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data"}
+
+# Run in a process of its own, which knows nothing but the folder.
+LOAD = """\
+import scratch_gpt2
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model, tokenizer = AutoModelForCausalLM.from_pretrained({0!r}), AutoTokenizer.from_pretrained({0!r})
+"""
+WRITE = """
+import sys
+from transformers import TextStreamer, set_seed
+how = dict(max_new_tokens=int(sys.argv[1]), do_sample=True, temperature=0.7, top_k=50)
+for prompt in sys.argv[3:]:
+    set_seed(int(sys.argv[2]))
+    print("-" * 20, flush=True)
+    streamer = TextStreamer(tokenizer, skip_special_tokens=True)
+    model.generate(**tokenizer(prompt, return_tensors="pt"), streamer=streamer, **how)
+"""
+
+
+@dataclass
+class Arguments:
+    text: str | None = field(default=None, metadata={"help": "UTF-8 file to learn from instead of Python's own text."})
+    output: str = field(default="runs/quickstart", metadata={"help": "Folder for the model and the loss curve."})
+    prompt: list[str] = field(default_factory=lambda: PROMPTS, metadata={"help": "Texts for the model to continue."})
+    steps: int = field(default=800, metadata={"help": "Updates of the weights."})
+    seconds: float = field(default=170, metadata={"help": "Training ends after this time, however far it has come."})
+    seed: int = field(default=0, metadata={"help": "Seed of the weights, of the order of the rows, of the samples."})
+    smoke: bool = field(default=False, metadata={"help": "A far smaller model, a few steps, a part of the text."})
+
+
+def main():
+    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    set_seed(arguments.seed)
+    sizes = {"n_layer": 4, "n_head": 4, "n_embd": 256, "n_positions": 256}
+    vocab_size, batch_size, new_tokens = 3072, 8, 120
+    if arguments.smoke:
+        sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64}
+        vocab_size, batch_size, new_tokens, arguments.steps = 400, 4, 16, 10
+
+    documents = read_pieces(arguments.text) if arguments.text else python_documents(docstrings=not arguments.smoke)
+    valid_texts = documents[9::20]
+    train_texts = [text for number, text in enumerate(documents) if number % 20 != 9]
+    tokenizer = train_tokenizer(train_texts, vocab_size)
+    check_prompts(arguments.prompt, tokenizer, longest=sizes["n_positions"] - new_tokens)
+    train_rows = make_rows(train_texts, tokenizer, sizes["n_positions"])
+    valid_rows = make_rows(valid_texts, tokenizer, sizes["n_positions"])
+
+    model = new_model(tokenizer, sizes)
+    print(
+        f"A GPT-2 of {model.num_parameters():,} parameters, with {len(tokenizer):,} kinds of tokens and a context of "
+        f"{sizes['n_positions']}, learns from {train_rows.numel():,} tokens:\n{arguments.steps} steps of "
+        f"{batch_size * sizes['n_positions']:,} tokens."
+    )
+    trainer = Trainer(
+        model,
+        training_arguments(arguments, batch_size),
+        train_dataset=[{"input_ids": row, "labels": row} for row in train_rows],
+        eval_dataset=[{"input_ids": row, "labels": row} for row in valid_rows],
+        callbacks=[Deadline(arguments.seconds)],
+    )
+    trainer.train()
+    loss = trainer.evaluate()["eval_loss"]
+    valid_bytes = len(tokenizer.decode(valid_rows.flatten(), skip_special_tokens=True).encode())
+    bits_per_byte = loss / math.log(2) * valid_rows.numel() / valid_bytes
+
+    model.config.use_cache = True  # Trainer has switched it off
+    model.save_pretrained(arguments.output)
+    tokenizer.save_pretrained(arguments.output)
+    curve = Path(arguments.output, "loss.png")
+    plot_history(trainer.state.log_history, curve)
+    print(f"Validation loss {loss:.3f} nats per token, {bits_per_byte:.3f} bits per byte.")
+    print(f"Loss curve: {curve}, its numbers: {curve.with_suffix('.json')}")
+
+    load = LOAD.format(arguments.output)
+    print(f"A fresh process loads the model with these lines and writes:\n\n{load}", flush=True)
+    options = [str(new_tokens), str(arguments.seed)]
+    subprocess.run([sys.executable, "-c", load + WRITE, *options, *arguments.prompt], check=True)
+
+
+def python_documents(docstrings: bool) -> list[str]:
+    """The language reference, topic by topic, and the docstrings of the standard library, module by module.
+
+    The modules are read, not imported. A paragraph that comes again, as in topics that contain others, is left out, so
+    that nothing in the validation part has been seen in training.
+    """
+    documents = list(topics.values())
+    if docstrings:
+        library = Path(sysconfig.get_path("stdlib"))
+        files = sorted(library.rglob("*.py"))
+        documents += [read_docstrings(f) for f in files if not NOT_THE_LIBRARY & set(f.relative_to(library).parts)]
+    seen = set()
+    fresh = [[p for p in text.split("\n\n") if not (p in seen or seen.add(p))] for text in documents]
+    return ["\n\n".join(paragraphs) for paragraphs in fresh if paragraphs]
+
+
+def read_docstrings(file: Path) -> str:
+    """Every docstring of a module, under the line that defines what it describes."""
+    texts = []
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) or not ast.get_docstring(node):
+            continue
+        if isinstance(node, ast.ClassDef):
+            texts.append(f"class {node.name}:\n")
+        elif isinstance(node, ast.FunctionDef):
+            texts.append(f"def {node.name}({ast.unparse(node.args)}):\n")
+        texts.append(ast.get_docstring(node) + "\n\n")
+    return "".join(texts)
+
+
+def read_pieces(path: str) -> list[str]:
+    """A text file in 100 pieces, so that the validation part comes from all over it."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path!r} is not UTF-8 at byte {error.start}; convert it first.") from None
+    size = len(text) // 100 + 1
+    return [text[start : start + size] for start in range(0, len(text), size)]
+
+
+def check_prompts(prompts, tokenizer, longest: int):
+    for prompt in prompts:
+        length = len(tokenizer(check_text(prompt)).input_ids)
+        if not 0 < length <= longest:
+            raise ValueError(f"The prompt {prompt!r} has {length} tokens; give 1 to {longest}.")
+
+
+def make_rows(texts, tokenizer, length: int) -> torch.Tensor:
+    """The texts as one sequence, each ended by <|endoftext|>, in rows: (rows, length) token ids."""
+    ids = [i for text in texts for i in [*tokenizer(text, verbose=False).input_ids, tokenizer.eos_token_id]]
+    if len(ids) < length:
+        raise ValueError(f"The text is too short: {len(ids)} tokens for training or validation, less than {length}.")
+    return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
+
+
+def new_model(tokenizer, sizes: dict) -> ScratchGPT2ForCausalLM:
+    special_tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
+    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)  # too few epochs to learn by heart
+    return ScratchGPT2ForCausalLM(
+        ScratchGPT2Config(vocab_size=len(tokenizer), **sizes, **special_tokens, **no_dropout)
+    )
+
+
+def training_arguments(arguments: Arguments, batch_size: int) -> TrainingArguments:
+    on_gpu = torch.cuda.is_available()
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.13 has it
+    fast_bfloat16 = on_gpu or capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+    return TrainingArguments(
+        arguments.output,
+        max_steps=arguments.steps,
+        per_device_train_batch_size=batch_size,
+        learning_rate=2e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,  # a share of the steps
+        weight_decay=0.1,
+        adam_beta2=0.95,
+        bf16=fast_bfloat16,  # autocast; the weights stay float32
+        use_cpu=not on_gpu and fast_bfloat16,
+        dataloader_pin_memory=on_gpu,
+        logging_steps=0.05,
+        eval_strategy="steps",
+        eval_steps=0.3,
+        prediction_loss_only=True,
+        save_strategy="no",
+        report_to="none",
+        seed=arguments.seed,
+    )
+
+
+class Deadline(TrainerCallback):
+    """Ends the training after so many seconds."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.end = time.monotonic() + self.seconds
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if time.monotonic() > self.end and state.global_step < state.max_steps:
+            print(f"\n{self.seconds:.0f} seconds are over at step {state.global_step} of {state.max_steps}: stopping.")
+            control.should_training_stop = True
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,1 @@
+"""Training: the recipe of a run, optimizers, checkpoints, callbacks and curves around transformers' Trainer."""
