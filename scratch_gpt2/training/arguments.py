@@ -1,7 +1,9 @@
 """The recipe of a pretraining run, and the numbers that follow from what the user gives."""
 
-# GPT-3's 125M model (Brown et al. 2020, table 2.1 and appendix B) at GPT-2's vocabulary, as in build-nanogpt: 19,073
-# steps of 524,288 tokens are 10B tokens. The warm-up, 715 steps of those, is a share here, so that it fits shorter runs.
+import torch
+
+# GPT-3's 125M model (Brown et al. 2020, table 2.1 and appendix B) as build-nanogpt trains it: 19,073 steps of 524,288
+# tokens are 10B tokens. The warm-up, 715 of these steps, is a share here, so that it fits shorter runs too.
 GPT3_RECIPE = {
     "max_steps": 19_073,
     "learning_rate": 6e-4,
@@ -24,6 +26,8 @@ TRAINER_DEFAULTS = {
     "save_steps": 1000,
     "save_total_limit": 3,
     "dataloader_drop_last": True,
+    "dataloader_pin_memory": torch.cuda.is_available(),
+    "ddp_find_unused_parameters": False,
     "prediction_loss_only": True,
     "use_cache": True,
 }

@@ -1,11 +1,16 @@
 """What pretraining shows while it runs: speed, samples, a log and plots beside the checkpoints."""
 
+import importlib.util
 import json
+import logging
+import os
 import time
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
+
+logger = logging.getLogger(__name__)
 
 # Dense bfloat16 peaks in FLOP/s from NVIDIA's data sheets (float16 for T4 and V100, which have no bfloat16). The
 # first name that occurs in torch's name of the device counts.
@@ -122,15 +127,20 @@ class SampleCallback(TrainerCallback):
         return self.tokenizer.decode(output[0], skip_special_tokens=True)
 
 
-class LogFileCallback(TrainerCallback):
-    """Writes every log entry to log.jsonl, and curves of them to PNG files whenever a checkpoint is saved.
+class LogCallback(TrainerCallback):
+    """Writes every log entry to log.jsonl, and their curves to curves.png whenever a checkpoint is saved.
 
     Trainer keeps the entries in its checkpoints. What a resumed run logs again replaces what was logged after the
     checkpoint.
     """
 
+    def __init__(self):
+        self.plots = importlib.util.find_spec("matplotlib") is not None
+
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
+            if not self.plots:
+                logger.warning("There will be no curves.png: pip install matplotlib.")
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
             self._path(args).write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
 
@@ -140,11 +150,35 @@ class LogFileCallback(TrainerCallback):
                 file.write(json.dumps(state.log_history[-1]) + "\n")
 
     def on_save(self, args, state, control, **kwargs):
-        if state.is_world_process_zero:
-            plot_log(state.log_history, args.output_dir)
+        if state.is_world_process_zero and self.plots:
+            plot_log(state.log_history, Path(args.output_dir, "curves.png"))
 
     on_train_end = on_save
 
     @staticmethod
     def _path(args) -> Path:
         return Path(args.output_dir, "log.jsonl")
+
+
+def plot_log(history: list[dict], path: Path) -> None:
+    """Draw loss, learning rate and gradient norm over the steps, one below the other, into the PNG file `path`.
+
+    `history` is `trainer.state.log_history`.
+    """
+    from matplotlib.figure import Figure  # not pyplot, which would look for a display
+
+    curves = {"loss per token (nats)": ("loss", "eval_loss"), "learning rate": ("learning_rate",)}
+    curves["gradient norm"] = ("grad_norm",)
+    figure = Figure(figsize=(7, 9), layout="constrained")
+    for axes, (title, keys) in zip(figure.subplots(len(curves), sharex=True), curves.items(), strict=True):
+        for key in keys:
+            points = [(entry["step"], entry[key]) for entry in history if key in entry]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=key)
+        axes.set_ylabel(title)
+        axes.legend()
+        axes.grid(alpha=0.3)
+    axes.set_xlabel("step")
+    unfinished = path.with_suffix(".tmp")
+    figure.savefig(unfinished, format="png", dpi=150)
+    os.replace(unfinished, path)

@@ -43,7 +43,9 @@ def find_fault(checkpoint: Path) -> str | None:
         return "trainer_state.json is cut off"
     if state.get("global_step") != _step(checkpoint):
         return f"trainer_state.json is of step {state.get('global_step')}"
-    return _fault_in_weights(checkpoint) or _fault_in_training_state(checkpoint)
+    sharded = (checkpoint / "pytorch_model_fsdp_0" / ".metadata").is_file()
+    weights = None if sharded else _fault_in_weights(checkpoint)
+    return weights or _fault_in_training_state(checkpoint)
 
 
 def _step(checkpoint: Path) -> int:
@@ -82,13 +84,13 @@ def _is_whole_safetensors(path: Path) -> bool:
 
 
 def _fault_in_training_state(checkpoint: Path) -> str | None:
-    """`torch.save` writes zip files, whose directory stands at the end; FSDP's sharded state is a folder instead."""
+    """`torch.save` writes zip files, whose directory stands at the end. FSDP's optimizer is a .bin file or, sharded, a
+    folder whose .metadata is written last."""
     for stem, name in (("optimizer", "optimizer.pt"), ("scheduler", "scheduler.pt"), ("rng_state", "rng_state.pth")):
-        files = [path for path in checkpoint.glob(f"{stem}*") if path.suffix in (".pt", ".pth", ".bin")]
-        folders = [path for path in checkpoint.glob(f"{stem}_*") if (path / ".metadata").is_file()]
-        if not files and not folders:
+        found = [path for path in checkpoint.glob(f"{stem}*") if path.is_file() or (path / ".metadata").is_file()]
+        if not found:
             return f"{name} is missing"
-        for path in files:
-            if not zipfile.is_zipfile(path):
-                return f"{path.name} is cut off"
+    for path in checkpoint.iterdir():
+        if path.suffix in (".pt", ".pth", ".bin") and not zipfile.is_zipfile(path):
+            return f"{path.name} is cut off"
     return None

@@ -1,12 +1,20 @@
-"""Pretraining with transformers' Trainer: the model to begin with, and what Trainer does not report by itself."""
+"""Pretraining with transformers' Trainer: its data, its model, and what Trainer does not report by itself."""
 
 import math
+import os
+import shutil
+from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase, Trainer
+from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import Dataset, Subset
+from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from ..configuration_scratch_gpt2 import ScratchGPT2Config
+from ..data.text_sources import find_files, read_files
+from ..data.token_shards import SHARD_TOKENS, read_index, write_token_shards
 from ..modeling_scratch_gpt2 import ScratchGPT2ForCausalLM
+from ..tokenization import load_tokenizer, train_tokenizer
 from .callbacks import SpeedCallback, flops_per_token
 from .optimizers import muon_for_trainer
 
@@ -14,24 +22,57 @@ from .optimizers import muon_for_trainer
 SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
 
 
-def new_model(
-    preset: str, tokenizer: PreTrainedTokenizerBase, dropout: float = 0.0, **sizes
-) -> ScratchGPT2ForCausalLM:
-    """A model with fresh weights, as wide and deep as `preset` says except for `sizes` that are not `None`, and with
-    the vocabulary of `tokenizer`.
+def text_to_shards(
+    data: str, folder: Path, tokenizer: str | None = None, vocab_size: int | None = None
+) -> PreTrainedTokenizerBase:
+    """Tokenize text files into token shards in `folder`, about a twentieth for validation, and return the tokenizer.
 
-    Raises ValueError for an unknown preset and for sizes that do not fit together.
+    `data` is a file or a glob, `tokenizer` the name of one for `load_tokenizer`; instead, `vocab_size` asks for a BPE
+    trained on the text. Shards that are there already are used again. They get their name when they are complete.
+
+    Raises ValueError for shards of another text or tokenizer, and whatever reading the text raises.
     """
-    config = ScratchGPT2Config.from_preset(
-        preset,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.eos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **_dropout(dropout),
-        **{name: size for name, size in sizes.items() if size is not None},
-    )
-    return ScratchGPT2ForCausalLM(config)
+    source = f"{data}, tokenizer {tokenizer if vocab_size is None else f'trained with vocab_size {vocab_size}'}"
+    if folder.is_dir():
+        made_from = read_index(folder)["source"]
+        if made_from != source:
+            raise ValueError(f"{folder} was made from {made_from}, not from {source}; choose another output_dir.")
+        return load_tokenizer(folder / "tokenizer")
+    files = find_files([data])
+    shard_tokens = max(256, sum(os.path.getsize(file) for file in files) // 80)  # a token is about four bytes
+    if vocab_size is None:
+        trained = load_tokenizer(tokenizer)
+    else:
+        trained = train_tokenizer((text for text, _ in read_files(files)), vocab_size)
+    unfinished = folder.with_name(folder.name + ".unfinished")
+    try:
+        write_token_shards(read_files(files), trained, unfinished, source, min(shard_tokens, SHARD_TOKENS))
+    except ValueError:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    trained.save_pretrained(unfinished / "tokenizer")
+    os.replace(unfinished, folder)
+    return trained
+
+
+def whole_steps(dataset: Dataset, rows_per_step: int) -> Subset:
+    """As many rows as fill whole optimizer steps, so that every step of every epoch has the same number of tokens."""
+    rows = len(dataset) // rows_per_step * rows_per_step
+    if rows == 0:
+        raise ValueError(
+            f"The training data have {len(dataset)} blocks, but a step takes {rows_per_step}; give more text or a "
+            "smaller tokens_per_step."
+        )
+    return Subset(dataset, range(rows))
+
+
+def new_model(
+    config: ScratchGPT2Config, tokenizer: PreTrainedTokenizerBase, dropout: float = 0.0
+) -> ScratchGPT2ForCausalLM:
+    """A model with fresh weights, the sizes of `config` and the vocabulary of `tokenizer`."""
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    vocabulary = {"vocab_size": len(tokenizer), "bos_token_id": eos, "eos_token_id": eos, "pad_token_id": pad}
+    return ScratchGPT2ForCausalLM(ScratchGPT2Config(**config.to_diff_dict() | vocabulary | _dropout(dropout)))
 
 
 def model_to_continue(name_or_folder: str, dropout: float = 0.0) -> ScratchGPT2ForCausalLM:
@@ -57,6 +98,20 @@ def check_same_sizes(model: ScratchGPT2ForCausalLM, checkpoint: str) -> None:
             )
 
 
+def check_launch(args: TrainingArguments) -> None:
+    """Raise ValueError where accelerate or torchrun has started something else than Trainer will run: accelerate uses
+    several processes only with GPUs or when told to use the processor, and FSDP only with GPUs. It says nothing, and
+    the processes would each train a model of their own into the same folder."""
+    launched = int(os.environ.get("WORLD_SIZE", 1))
+    if launched != args.world_size:
+        raise ValueError(
+            f"{launched} processes were launched but no GPU was found for them; add --use_cpu to train on the "
+            "processor, or launch one process."
+        )
+    if args.use_cpu and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise ValueError("accelerate runs FSDP on GPUs only; use ddp.yaml with --use_cpu instead.")
+
+
 class PretrainingTrainer(Trainer):
     """Trainer for language models that also logs tokens per second, model-FLOPs utilisation and bits per byte.
 
@@ -70,7 +125,7 @@ class PretrainingTrainer(Trainer):
     def __init__(
         self,
         model: ScratchGPT2ForCausalLM,
-        args,
+        args: TrainingArguments,
         optimizer: str,
         tokens_per_step: int,
         block_length: int,
@@ -105,3 +160,18 @@ class PretrainingTrainer(Trainer):
         if prediction_loss_only:
             inputs = {**inputs, "skip_logits": True}
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def _save(self, output_dir=None, state_dict=None):
+        """FSDP makes a class of its own from the model's, in a module of torch. `save_pretrained` would name it in the
+        configuration, copy that module instead of ours, and store the tied embeddings twice."""
+        sharded_class = type(self.model)
+        if not issubclass(sharded_class, FSDPModule):
+            return super()._save(output_dir, state_dict)
+        if self.model.config.tie_word_embeddings:
+            tied = ScratchGPT2ForCausalLM._tied_weights_keys
+            state_dict = {name: tensor for name, tensor in state_dict.items() if name not in tied}
+        self.model.__class__ = ScratchGPT2ForCausalLM
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.model.__class__ = sharded_class

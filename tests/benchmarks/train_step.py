@@ -1,0 +1,163 @@
+"""Time and memory of a training step of GPT-2 124M, beside transformers' GPT-2 (and nanoGPT's).
+
+    python tests/benchmarks/train_step.py
+    python tests/benchmarks/train_step.py --batch 1 --length 256 --dtype float32 --json
+    python tests/benchmarks/train_step.py --nanogpt ~/nanoGPT     # a checkout of karpathy/nanoGPT
+
+Each model trains in a process of its own, in turns, from the same weights on the same tokens: forward, backward,
+AdamW, in float32 or under bfloat16 autocast. The losses must agree, or the work was not the same. Memory is what the
+process (on a GPU: torch) held at most during the steps.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# Relative difference of the losses that still counts as the same work.
+TOLERANCE = {"float32": 1e-5, "bf16": 2e-3}
+
+
+def train(name: str, args) -> dict:
+    """A few steps of one model, in this process."""
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load(name, args).to(device).train()
+    config = model.config
+    vocab_size = config.vocab_size
+    ids = torch.randint(0, vocab_size, (args.batch, args.length), generator=torch.Generator().manual_seed(0)).to(
+        device
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    reset_peak(device)
+    losses, seconds = [], []
+    for _ in range(args.steps + 1):  # the first one warms up
+        start = time.perf_counter()
+        with torch.autocast(device, torch.bfloat16, enabled=args.dtype == "bf16"):
+            if name == "nanogpt":
+                targets = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-1)
+                loss = model(ids, targets)[1]
+            else:
+                loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        seconds.append(time.perf_counter() - start)
+    return {"model": name, "losses": losses, "seconds": seconds[1:], "peak_mb": peak_mb(device)}
+
+
+def load(name: str, args):
+    import torch
+
+    options = {"dtype": torch.float32, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    if name == "scratch_gpt2":
+        from scratch_gpt2 import ScratchGPT2ForCausalLM
+
+        return ScratchGPT2ForCausalLM.from_pretrained(args.weights, **options)
+    from transformers import GPT2LMHeadModel
+
+    reference = GPT2LMHeadModel.from_pretrained(args.weights, **options)
+    return reference if name == "transformers" else as_nanogpt(reference, args.nanogpt)
+
+
+def as_nanogpt(reference, folder: str):
+    sys.path.insert(0, folder)
+    from model import GPT, GPTConfig
+
+    model = GPT(GPTConfig(dropout=0.0, vocab_size=reference.config.vocab_size))
+    transposed = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
+    weights = reference.state_dict()
+    model.load_state_dict({name: x.T if name.endswith(transposed) else x for name, x in weights.items()}, strict=False)
+    return model
+
+
+def reset_peak(device: str) -> None:
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mb(device: str) -> float:
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated() / 2**20
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def compare(args) -> list[dict]:
+    """All rounds of all models, each in its own process; raises where the losses differ."""
+    from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+
+    names = ["transformers", "scratch_gpt2"] + ["nanogpt"] * (args.nanogpt is not None)
+    with tempfile.TemporaryDirectory() as folder:
+        set_seed(0)
+        GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
+        runs = []
+        for _ in range(args.rounds):
+            for name in names:
+                command = [sys.executable, __file__, "--only", name, "--weights", folder, *sys.argv[1:]]
+                output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                runs.append(json.loads(output.splitlines()[-1]))
+    for run in runs:
+        for loss, expected in zip(run["losses"], runs[0]["losses"], strict=True):
+            if abs(loss - expected) > TOLERANCE[args.dtype] * expected:
+                raise RuntimeError(f"The losses differ: {run['model']} {run['losses']}, {runs[0]['losses']}")
+    return runs
+
+
+def summarise(runs: list[dict]) -> dict[str, dict]:
+    summary = {}
+    for name in dict.fromkeys(run["model"] for run in runs):
+        mine = [run for run in runs if run["model"] == name]
+        summary[name] = {
+            "seconds": statistics.median(second for run in mine for second in run["seconds"]),
+            "peak_mb": statistics.median(run["peak_mb"] for run in mine),
+            "losses": mine[0]["losses"],
+        }
+    base = summary["transformers"]
+    for result in summary.values():
+        result["speed"] = base["seconds"] / result["seconds"]
+        result["memory"] = result["peak_mb"] / base["peak_mb"]
+    return summary
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--dtype", choices=TOLERANCE, default="bf16")
+    parser.add_argument("--steps", type=int, default=2, help="measured steps of each process")
+    parser.add_argument("--rounds", type=int, default=2, help="processes of each model")
+    parser.add_argument("--nanogpt", help="folder with nanoGPT's model.py")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--only", help=argparse.SUPPRESS)
+    parser.add_argument("--weights", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.only:
+        print(json.dumps(train(args.only, args)))
+        return
+    summary = summarise(compare(args))
+    if args.json:
+        print(json.dumps({"batch": args.batch, "length": args.length, "dtype": args.dtype, "models": summary}))
+        return
+    print(f"{'model':<14}{'s/step':>8}{'speed':>8}{'peak MB':>10}{'memory':>8}   loss before the first step")
+    for name, result in summary.items():
+        print(
+            f"{name:<14}{result['seconds']:>8.2f}{result['speed']:>7.2f}x{result['peak_mb']:>10.0f}"
+            f"{result['memory']:>8.0%}   {result['losses'][0]:.5f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
