@@ -19,6 +19,8 @@ from .modeling_scratch_gpt2 import (
     ScratchGPT2Model,
     ScratchGPT2PreTrainedModel,
 )
+from .openai_weights import export_gpt2
+from .tokenization import load_tokenizer, train_tokenizer
 
 __version__ = "0.1.0"
 
@@ -31,6 +33,9 @@ __all__ = [
     "ScratchGPT2ForTokenClassification",
     "ScratchGPT2Model",
     "ScratchGPT2PreTrainedModel",
+    "export_gpt2",
+    "load_tokenizer",
+    "train_tokenizer",
 ]
 
 # `register` makes a class known to its Auto class in this process; `register_for_auto_class` makes `save_pretrained`
@@ -46,3 +51,4 @@ for auto_class, model_class in (
 ):
     auto_class.register(ScratchGPT2Config, model_class, exist_ok=True)
     model_class.register_for_auto_class(auto_class.__name__)
+ScratchGPT2DoubleHeadsModel.register_for_auto_class("AutoModelForPreTraining")

@@ -2,9 +2,11 @@
 
 import os
 
+from huggingface_hub import ResolvedRevision
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
+from transformers.utils.hub import resolve_revision
 
 # OpenAI's four sizes (Radford et al. 2019, table 2) and one for tests and laptops.
 PRESETS = {
@@ -103,6 +105,7 @@ class ScratchGPT2Config(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         kwargs["auto_map"] = {**AUTO_MAP, **(kwargs.get("auto_map") or {})}
         super().__post_init__(**kwargs)
+        self.validate_architecture()  # here a plain ValueError; `@strict` would wrap it in an exception of its own
 
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "ScratchGPT2Config":
@@ -112,7 +115,7 @@ class ScratchGPT2Config(PreTrainedConfig):
         return cls(**{**PRESETS[name], **overrides})
 
     def validate_architecture(self):
-        """Part of `@strict`'s validation, run whenever a configuration is built."""
+        """Checked when a configuration is built, and by `@strict` when it is saved."""
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1.")
@@ -150,8 +153,23 @@ class ScratchGPT2Config(PreTrainedConfig):
                 )
 
 
-def is_foreign_checkpoint(name_or_path, hub_kwargs) -> bool:
-    """Whether `name_or_path` is a GPT-2 checkpoint in somebody else's format."""
+def pin_revision(name_or_path, hub_kwargs: dict) -> dict:
+    """`hub_kwargs` with the exact commit, so that all files of one load are of one state; or, where the Hub does not
+    answer at once, with `local_files_only`, because huggingface_hub would try again for most of a minute."""
+    if name_or_path is None or os.path.exists(name_or_path):
+        return hub_kwargs
+    about_hub = {name: hub_kwargs[name] for name in ("token", "local_files_only", "cache_dir") if name in hub_kwargs}
+    revision = resolve_revision(name_or_path, hub_kwargs.get("revision"), **about_hub)
+    if isinstance(revision, ResolvedRevision):
+        return {**hub_kwargs, "revision": revision}
+    return {**hub_kwargs, "local_files_only": True}
+
+
+def is_foreign_checkpoint(name_or_path, hub_kwargs: dict) -> bool:
+    """Whether `name_or_path` is a GPT-2 checkpoint in somebody else's format. `hub_kwargs` come from `pin_revision`.
+
+    Raises FileNotFoundError for what is neither here nor on the Hub.
+    """
     if name_or_path is None or hub_kwargs.get("state_dict") is not None:
         return False
     path = os.fspath(name_or_path)
@@ -159,6 +177,11 @@ def is_foreign_checkpoint(name_or_path, hub_kwargs) -> bool:
         return True
     try:
         config, _ = PreTrainedConfig.get_config_dict(path, **hub_kwargs)
-    except OSError:
-        return False  # nothing there: the library's own message says so
+    except OSError as error:
+        if os.path.exists(path) or not hub_kwargs.get("local_files_only"):
+            return False  # an adapter, or nothing: the library knows what to do or say
+        raise FileNotFoundError(
+            f"{path!r} is no folder here, not in the local cache, and could not be had from the Hugging Face Hub (no "
+            "network, no such repository, or no access); give the folder of a checkpoint instead."
+        ) from error
     return config.get("model_type") == "gpt2"

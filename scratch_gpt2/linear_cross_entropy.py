@@ -45,7 +45,7 @@ def linear_cross_entropy(
     targets = shift_labels.reshape(-1).to(rows.device)  # (N,)
     labelled = targets != ignore_index
     if num_items_in_batch is None:
-        num_items_in_batch = labelled.sum().clamp(min=1)
+        num_items_in_batch = labelled.sum()
     elif torch.is_tensor(num_items_in_batch):
         num_items_in_batch = num_items_in_batch.to(rows.device)
 
@@ -57,7 +57,7 @@ def linear_cross_entropy(
     device = rows.device.type
     compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
     total = _LinearCrossEntropySum.apply(rows, weight, targets, ignore_index, compute_dtype, torch.is_grad_enabled())
-    return total / num_items_in_batch
+    return total / (num_items_in_batch + (num_items_in_batch == 0))  # a step without labels: 0, not 0 / 0
 
 
 class _LinearCrossEntropySum(torch.autograd.Function):

@@ -40,7 +40,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_scratch_gpt2 import ScratchGPT2Config, is_foreign_checkpoint
+from .configuration_scratch_gpt2 import ScratchGPT2Config, is_foreign_checkpoint, pin_revision
 from .linear_cross_entropy import linear_cross_entropy
 
 
@@ -168,16 +168,18 @@ class ScratchGPT2PreTrainedModel(PreTrainedModel):
         OpenAI's weights (`"openai-community/gpt2"`, any repository or folder with `model_type: gpt2`, OpenAI's own
         TensorFlow folders) and nanoGPT's `ckpt.pt` are converted on the way in; see `openai_weights.py`.
         """
-        if not is_foreign_checkpoint(pretrained_model_name_or_path, kwargs):
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        name, kwargs = pretrained_model_name_or_path, pin_revision(pretrained_model_name_or_path, kwargs)
+        if not is_foreign_checkpoint(name, kwargs):
+            return super().from_pretrained(name, *model_args, **kwargs)
         try:
             from scratch_gpt2.openai_weights import read_checkpoint
         except ImportError as error:
-            raise ImportError(
-                f"Install scratch_gpt2 to convert the checkpoint {pretrained_model_name_or_path}."
-            ) from error
-        config, state_dict, kwargs = read_checkpoint(cls, pretrained_model_name_or_path, kwargs)
-        return super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **kwargs)
+            raise ImportError(f"Install scratch_gpt2 to convert the checkpoint {name}.") from error
+        config, state_dict, kwargs = read_checkpoint(cls, name, kwargs)
+        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **kwargs)
+        model = loaded[0] if kwargs.get("output_loading_info") else loaded
+        model.name_or_path = model.config.name_or_path = str(name)
+        return loaded
 
 
 class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
@@ -205,8 +207,7 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
         use_cache: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """
-        Args:
+        """Args:
             input_ids: (B, T) token ids.
             attention_mask: (B, S) with 1 for tokens to look at and 0 for padding, on either side; S counts cached
                 positions too. Or a finished (B, 1, T, S) mask.
@@ -229,13 +230,11 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
         if input_ids is not None:
-            self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
             inputs_embeds = look_up(self.embed_tokens, input_ids, "Token id")  # (B, T, C)
         length = inputs_embeds.shape[1]
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
 
-        packed = position_ids is not None and attention_mask is None and past_key_values is None
-        if not packed:
+        if position_ids is None or attention_mask is not None or past_key_values is not None:  # else it may be packed
             self.check_length(length, past_length, past_key_values)
         if position_ids is None:
             position_ids = self.count_positions(inputs_embeds, attention_mask, past_length)  # (1 or B, T)
@@ -378,9 +377,8 @@ class ScratchGPT2ForSequenceClassification(ScratchGPT2PreTrainedModel):
         """Arguments as for `ScratchGPT2Model.forward`, and
 
         Args:
-            labels: (B,) class numbers; (B, num_labels) floats of 0 and 1 when several labels may hold at once; (B,) or
-                (B, num_labels) floats for regression. `config.problem_type` says which; left out, one label means
-                regression, whole numbers single-label and floats multi-label classification.
+            labels: (B,) class numbers, (B, num_labels) floats of 0 and 1 where several may hold, or regression targets, as
+                `config.problem_type` says; if `None`: one label is regression, integers single-, floats multi-label.
 
         Returns `loss` and `logits` (B, num_labels)."""
         outputs = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs)
@@ -407,6 +405,8 @@ class ScratchGPT2ForSequenceClassification(ScratchGPT2PreTrainedModel):
         elif input_ids is not None and self.config.pad_token_id not in (None, self.config.eos_token_id):
             shown = input_ids != self.config.pad_token_id
         else:
+            if input_ids is not None:
+                self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
             return columns[-1].expand(batch)
         return (columns * shown).argmax(-1)
 

@@ -17,14 +17,13 @@ from pathlib import Path
 
 import torch
 import transformers
-from huggingface_hub import ResolvedRevision
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig, GPT2Config, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files, resolve_revision
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from .configuration_scratch_gpt2 import ScratchGPT2Config
+from .configuration_scratch_gpt2 import ScratchGPT2Config, pin_revision
 
 # How GPT-2 stores a tensor, compared with nn.Linear here. Its Conv1D keeps weights as (in, out), nn.Linear as
 # (out, in); the weights of q, k and v lie side by side in one (in, 3 * out), their biases in one (3 * out).
@@ -119,7 +118,7 @@ def read_checkpoint(model_class: type[PreTrainedModel], name_or_path, kwargs: di
         file = path if path.endswith(".pt") else os.path.join(path, "ckpt.pt")
         fields, tensors = read_nanogpt(file, kwargs.get("vocab_size", OPENAI_VOCABULARY))
     else:
-        lookup = resolve_lookup(path, lookup)
+        lookup = pin_revision(path, lookup)
         fields, tensors = read_transformers(path, lookup, use_safetensors, variant)
         if model_class.can_generate() and kwargs.get("generation_config") is None:
             kwargs["generation_config"] = read_generation_config(path, lookup)
@@ -292,7 +291,7 @@ def make_config(fields: dict, kwargs: dict, origin: str) -> tuple[ScratchGPT2Con
     try:
         config, kwargs = ScratchGPT2Config.from_dict(fields, return_unused_kwargs=True, **kwargs)
         config.validate()
-    except StrictDataclassError as error:
+    except (StrictDataclassError, ValueError) as error:
         raise ValueError(f"{origin}: {error.__cause__ or error}") from error
     if config.pad_token_id is None:
         eos = config.eos_token_id
@@ -321,16 +320,6 @@ def read_transformers(name: str, lookup: dict, use_safetensors: bool | None, var
     fields, _ = PreTrainedConfig.get_config_dict(name, **lookup)
     files = find_weight_files(name, lookup, use_safetensors, variant)
     return fields, (pair for file in files for pair in read_tensors(file))
-
-
-def resolve_lookup(name: str, lookup: dict) -> dict:
-    """Pin the revision, so that all files are of one state. Where the Hub does not answer, look into the cache only:
-    the library would try again and again for most of a minute."""
-    about_hub = {key: lookup[key] for key in ("token", "local_files_only", "cache_dir") if key in lookup}
-    revision = resolve_revision(name, lookup.get("revision"), **about_hub)
-    if os.path.isdir(name) or isinstance(revision, ResolvedRevision):
-        return {**lookup, "revision": revision}
-    return {**lookup, "local_files_only": True}
 
 
 def find_weight_files(name: str, lookup: dict, use_safetensors: bool | None, variant: str | None) -> list[str]:

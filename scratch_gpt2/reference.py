@@ -51,5 +51,5 @@ def layer_norm(w: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
-    """x times the normal distribution function of x, in the tanh approximation (Hendrycks & Gimpel 2016, section 2)."""
+    """x times the normal distribution function of x, by the tanh formula of Hendrycks & Gimpel 2016, section 2."""
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))

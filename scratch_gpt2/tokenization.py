@@ -20,6 +20,8 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
+from .configuration_scratch_gpt2 import pin_revision
+
 END_OF_TEXT = "<|endoftext|>"
 GPT2_CONTEXT = 1024
 
@@ -182,7 +184,7 @@ def _from_folder(folder: Path) -> PreTrainedTokenizerFast:
 
 def _from_hub(name: str) -> PreTrainedTokenizerFast:
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(name, **pin_revision(name, {}))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"Tokenizer {name!r} is not a folder here and could not be had from the Hugging Face Hub; give a "

@@ -71,6 +71,9 @@ def test_public_names():
         "ScratchGPT2ForTokenClassification",
         "ScratchGPT2Model",
         "ScratchGPT2PreTrainedModel",
+        "export_gpt2",
+        "load_tokenizer",
+        "train_tokenizer",
     ]
     assert all(hasattr(scratch_gpt2, name) for name in scratch_gpt2.__all__)
 
