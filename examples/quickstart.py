@@ -8,26 +8,24 @@ Without `--text` it learns from what every Python brings along: the language ref
 docstrings of the standard library. The model, its tokenizer and the loss curve are written to `--output`. No network.
 """
 
-import ast
 import math
 import subprocess
 import sys
-import sysconfig
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import torch
 from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
 from scratch_gpt2.cli import run_main
+from scratch_gpt2.data.python_text import python_documents
+from scratch_gpt2.data.text_sources import read_text
 from scratch_gpt2.tokenization import check_text, train_tokenizer
 from scratch_gpt2.training.plots import plot_history
 
 PROMPTS = ["The statement", "def read_lines(path):", "Return a"]
-NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data"}
 
 # Run in a process of its own, which knows nothing but the folder.
 LOAD = """\
@@ -67,6 +65,8 @@ def main():
         sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64}
         vocab_size, batch_size, new_tokens, arguments.steps = 400, 4, 16, 10
 
+    if arguments.steps < 1:
+        raise ValueError(f"--steps is {arguments.steps}, but learning takes at least 1.")
     documents = read_pieces(arguments.text) if arguments.text else python_documents(docstrings=not arguments.smoke)
     valid_texts = documents[9::20]
     train_texts = [text for number, text in enumerate(documents) if number % 20 != 9]
@@ -75,11 +75,14 @@ def main():
     train_rows = make_rows(train_texts, tokenizer, sizes["n_positions"])
     valid_rows = make_rows(valid_texts, tokenizer, sizes["n_positions"])
 
-    model = new_model(tokenizer, sizes)
+    special_tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
+    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)  # too few epochs to learn by heart
+    config = ScratchGPT2Config(vocab_size=len(tokenizer), **sizes, **special_tokens, **no_dropout)
+    model = ScratchGPT2ForCausalLM(config)
     print(
         f"A GPT-2 of {model.num_parameters():,} parameters, with {len(tokenizer):,} kinds of tokens and a context of "
-        f"{sizes['n_positions']}, learns from {train_rows.numel():,} tokens:\n{arguments.steps} steps of "
-        f"{batch_size * sizes['n_positions']:,} tokens."
+        f"{config.n_positions}, learns from {train_rows.numel():,} tokens:\n{arguments.steps} steps of "
+        f"{batch_size * config.n_positions:,} tokens."
     )
     trainer = Trainer(
         model,
@@ -89,7 +92,8 @@ def main():
         callbacks=[Deadline(arguments.seconds)],
     )
     trainer.train()
-    loss = trainer.evaluate()["eval_loss"]
+    history = trainer.state.log_history
+    loss = [entry["eval_loss"] for entry in history if "eval_loss" in entry][-1]
     valid_bytes = len(tokenizer.decode(valid_rows.flatten(), skip_special_tokens=True).encode())
     bits_per_byte = loss / math.log(2) * valid_rows.numel() / valid_bytes
 
@@ -97,52 +101,19 @@ def main():
     model.save_pretrained(arguments.output)
     tokenizer.save_pretrained(arguments.output)
     curve = Path(arguments.output, "loss.png")
-    plot_history(trainer.state.log_history, curve)
+    plot_history(history, curve)
     print(f"Validation loss {loss:.3f} nats per token, {bits_per_byte:.3f} bits per byte.")
     print(f"Loss curve: {curve}, its numbers: {curve.with_suffix('.json')}")
 
     load = LOAD.format(arguments.output)
     print(f"A fresh process loads the model with these lines and writes:\n\n{load}", flush=True)
-    options = [str(new_tokens), str(arguments.seed)]
-    subprocess.run([sys.executable, "-c", load + WRITE, *options, *arguments.prompt], check=True)
-
-
-def python_documents(docstrings: bool) -> list[str]:
-    """The language reference, topic by topic, and the docstrings of the standard library, module by module.
-
-    The modules are read, not imported. A paragraph that comes again, as in topics that contain others, is left out, so
-    that nothing in the validation part has been seen in training.
-    """
-    documents = list(topics.values())
-    if docstrings:
-        library = Path(sysconfig.get_path("stdlib"))
-        files = sorted(library.rglob("*.py"))
-        documents += [read_docstrings(f) for f in files if not NOT_THE_LIBRARY & set(f.relative_to(library).parts)]
-    seen = set()
-    fresh = [[p for p in text.split("\n\n") if not (p in seen or seen.add(p))] for text in documents]
-    return ["\n\n".join(paragraphs) for paragraphs in fresh if paragraphs]
-
-
-def read_docstrings(file: Path) -> str:
-    """Every docstring of a module, under the line that defines what it describes."""
-    texts = []
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) or not ast.get_docstring(node):
-            continue
-        if isinstance(node, ast.ClassDef):
-            texts.append(f"class {node.name}:\n")
-        elif isinstance(node, ast.FunctionDef):
-            texts.append(f"def {node.name}({ast.unparse(node.args)}):\n")
-        texts.append(ast.get_docstring(node) + "\n\n")
-    return "".join(texts)
+    command = [sys.executable, "-c", load + WRITE, str(new_tokens), str(arguments.seed), *arguments.prompt]
+    subprocess.run(command, check=True)
 
 
 def read_pieces(path: str) -> list[str]:
     """A text file in 100 pieces, so that the validation part comes from all over it."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path!r} is not UTF-8 at byte {error.start}; convert it first.") from None
+    text = "".join(piece for piece, _ in read_text(path, separator=None))
     size = len(text) // 100 + 1
     return [text[start : start + size] for start in range(0, len(text), size)]
 
@@ -160,14 +131,6 @@ def make_rows(texts, tokenizer, length: int) -> torch.Tensor:
     if len(ids) < length:
         raise ValueError(f"The text is too short: {len(ids)} tokens for training or validation, less than {length}.")
     return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
-
-
-def new_model(tokenizer, sizes: dict) -> ScratchGPT2ForCausalLM:
-    special_tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
-    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)  # too few epochs to learn by heart
-    return ScratchGPT2ForCausalLM(
-        ScratchGPT2Config(vocab_size=len(tokenizer), **sizes, **special_tokens, **no_dropout)
-    )
 
 
 def training_arguments(arguments: Arguments, batch_size: int) -> TrainingArguments:
@@ -208,7 +171,7 @@ class Deadline(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if time.monotonic() > self.end and state.global_step < state.max_steps:
             print(f"\n{self.seconds:.0f} seconds are over at step {state.global_step} of {state.max_steps}: stopping.")
-            control.should_training_stop = True
+            control.should_evaluate = control.should_training_stop = True
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+from ..data.token_shards import write_atomically
+
 
 def plot_history(history: list[dict], path: str | os.PathLike, title: str = "Loss per token (nats)") -> None:
     """Draw the training and validation loss over the steps into the PNG file `path`.
@@ -32,17 +34,9 @@ def plot_history(history: list[dict], path: str | os.PathLike, title: str = "Los
     path = Path(path)
     numbers = path.with_suffix(".json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(numbers, lambda file: file.write(json.dumps(history, indent=1).encode() + b"\n"))
-    _replace(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    write_atomically(numbers, lambda file: file.write(json.dumps(history, indent=1).encode() + b"\n"))
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
 def _points(history: list[dict], key: str) -> list[tuple[int, float]]:
     return [(entry["step"], entry[key]) for entry in history if key in entry]
-
-
-def _replace(path: Path, write) -> None:
-    """Let `write` fill a temporary file, then rename it: a reader sees the old file or the whole new one."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("wb") as file:
-        write(file)
-    os.replace(unfinished, path)

@@ -1,0 +1,38 @@
+"""Text that every Python brings along, to learn from without any download: its reference and its docstrings."""
+
+import ast
+import sysconfig
+from pathlib import Path
+from pydoc_data.topics import topics
+
+NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "lib2to3", "pydoc_data"}
+
+
+def python_documents(docstrings: bool) -> list[str]:
+    """The language reference, topic by topic, and the docstrings of the standard library, module by module.
+
+    The modules are read, not imported. A paragraph that comes again, as in topics that contain others, is left out, so
+    that nothing in the validation part has been seen in training.
+    """
+    documents = list(topics.values())
+    if docstrings:
+        library = Path(sysconfig.get_path("stdlib"))
+        files = sorted(library.rglob("*.py"))
+        documents += [read_docstrings(f) for f in files if not NOT_THE_LIBRARY & set(f.relative_to(library).parts)]
+    seen = set()
+    fresh = [[p for p in text.split("\n\n") if not (p in seen or seen.add(p))] for text in documents]
+    return ["\n\n".join(paragraphs) for paragraphs in fresh if paragraphs]
+
+
+def read_docstrings(file: Path) -> str:
+    """Every docstring of a module, under the line that defines what it describes."""
+    texts = []
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) or not ast.get_docstring(node):
+            continue
+        if isinstance(node, ast.ClassDef):
+            texts.append(f"class {node.name}:\n")
+        elif isinstance(node, ast.FunctionDef):
+            texts.append(f"def {node.name}({ast.unparse(node.args)}):\n")
+        texts.append(ast.get_docstring(node) + "\n\n")
+    return "".join(texts)

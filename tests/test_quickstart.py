@@ -1,0 +1,244 @@
+"""The main job and the front door at smoke size: train, save, load in a fresh process, write; then generate.py."""
+
+import importlib.util
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from scratch_gpt2.cli import offline_unless_hub_answers, run_main
+from scratch_gpt2.data.python_text import python_documents, read_docstrings
+from scratch_gpt2.training.plots import plot_history
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def load_script(name):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+quickstart, generate = load_script("quickstart"), load_script("generate")
+
+
+@pytest.fixture
+def call(monkeypatch, capfd):
+    """Run a script's main with a command line; returns exit code, stdout and stderr."""
+
+    def run(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+        capfd.readouterr()
+        code = 0
+        try:
+            run_main(script.main)
+        except SystemExit as end:
+            code = end.code
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def assert_one_line_error(result, *words):
+    code, _, stderr = result
+    assert code == 1
+    errors = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and stderr.rstrip().endswith(errors[0])
+    assert "Traceback" not in stderr
+    for word in words:
+        assert word in errors[0]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Folder and output of `examples/quickstart.py --smoke`, run as a user would."""
+    folder = tmp_path_factory.mktemp("quickstart")
+    command = [sys.executable, str(EXAMPLES / "quickstart.py"), "--smoke", "--output", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return folder, done.stdout
+
+
+class TestQuickstart:
+    def test_reports_what_it_trains_and_what_came_out(self, trained):
+        folder, output = trained
+        # 400 x 32 + 64 x 32 embeddings, 2 x (12 x 32^2 + 13 x 32) in the blocks, 2 x 32 in the last norm.
+        assert "40,320 parameters, with 400 kinds of tokens and a context of 64" in output
+        assert "10 steps of 256 tokens" in output
+        assert f"Loss curve: {folder / 'loss.png'}" in output
+        assert f"AutoModelForCausalLM.from_pretrained({str(folder)!r})" in output
+        for prompt in quickstart.PROMPTS:
+            assert f"--------------------\n{prompt}" in output
+
+    def test_validation_loss_falls_and_bits_per_byte_follow_from_it(self, trained):
+        folder, output = trained
+        history = json.loads((folder / "loss.json").read_text())
+        losses = [entry["eval_loss"] for entry in history if "eval_loss" in entry]
+        assert [entry["step"] for entry in history if "eval_loss" in entry] == [3, 6, 9, 10]
+        assert losses == sorted(losses, reverse=True)
+        assert f"Validation loss {losses[-1]:.3f} nats per token" in output
+        bits_per_byte = float(output.split(" bits per byte")[0].split()[-1])
+        assert 1.2 < losses[-1] / 0.6931 / bits_per_byte < 2.2  # bytes in a token, with so small a vocabulary
+
+    def test_checkpoint_is_complete(self, trained):
+        folder, _ = trained
+        assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+        for name in ("model.safetensors", "tokenizer.json", "modeling_scratch_gpt2.py", "generation_config.json"):
+            assert (folder / name).is_file()
+        config = json.loads((folder / "config.json").read_text())
+        assert config["use_cache"] is True and config["dtype"] == "float32"
+        assert not list(folder.glob("*.tmp"))
+
+    def test_stops_at_the_deadline_and_still_saves(self, call, tmp_path, monkeypatch):
+        monkeypatch.setattr(quickstart, "PROMPTS", [])
+        code, output, _ = call(quickstart, "--smoke", "--seconds", "0", "--output", tmp_path)
+        assert code == 0
+        assert "0 seconds are over at step 1 of 10: stopping." in output
+        assert (tmp_path / "model.safetensors").is_file()
+
+    def test_user_mistakes_end_in_one_line(self, call, tmp_path):
+        assert_one_line_error(call(quickstart, "--smoke", "--text", tmp_path / "none.txt"), "none.txt")
+        assert_one_line_error(call(quickstart, "--steps", 0), "--steps is 0")
+        short = tmp_path / "short.txt"
+        short.write_text("Too little.")
+        assert_one_line_error(call(quickstart, "--smoke", "--text", short), "too short", "64")
+        latin = tmp_path / "latin.txt"
+        latin.write_bytes(b"caf\xe9")
+        assert_one_line_error(call(quickstart, "--smoke", "--text", latin), "latin.txt is not UTF-8")
+        assert_one_line_error(call(quickstart, "--smoke", "--prompt", "x" * 200), "has 200 tokens; give 1 to 48")
+        assert_one_line_error(call(quickstart, "--smoke", "--prompt", "\ud800"), "half of a surrogate pair")
+
+
+class TestText:
+    def test_docstrings_stand_under_their_definitions(self, tmp_path):
+        file = tmp_path / "module.py"
+        file.write_text(
+            '"""About the module."""\n'
+            "def add(a, b: int = 1, *rest):\n"
+            '    """Add\n\n    them."""\n'
+            "def silent(): raise SystemExit\n"
+            "class Box:\n"
+            '    """Holds."""\n'
+        )
+        assert read_docstrings(file) == (
+            "About the module.\n\ndef add(a, b: int=1, *rest):\nAdd\n\nthem.\n\nclass Box:\nHolds.\n\n"
+        )
+
+    def test_no_paragraph_comes_twice(self):
+        paragraphs = [p for text in python_documents(docstrings=False) for p in text.split("\n\n")]
+        assert len(paragraphs) > 2000
+        assert len(paragraphs) == len(set(paragraphs))
+
+    def test_pieces_are_the_file(self, tmp_path):
+        file = tmp_path / "text.txt"
+        file.write_text("Zürich\n" * 500, encoding="utf-8")
+        pieces = quickstart.read_pieces(str(file))
+        assert len(pieces) == 98  # 3500 characters in pieces of 36
+        assert "".join(pieces) == "Zürich\n" * 500
+
+    def test_rows_end_every_text(self, tiny_tokenizer):
+        eos = tiny_tokenizer.eos_token_id
+        a, b = tiny_tokenizer("the cat").input_ids, tiny_tokenizer("rat").input_ids
+        rows = quickstart.make_rows(["the cat", "rat"], tiny_tokenizer, length=2)
+        everything = [*a, eos, *b, eos]
+        assert rows.flatten().tolist() == everything[: len(everything) // 2 * 2]
+
+
+class TestGenerate:
+    def test_greedy_text_is_that_of_the_model(self, trained, call):
+        folder, _ = trained
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        inputs = tokenizer("The statement", return_tensors="pt")
+        ids = model.generate(**inputs, do_sample=False, max_new_tokens=8)
+        code, output, _ = call(
+            generate, "--model", folder, "--prompt", "The statement", "--greedy", "--max_new_tokens", 8
+        )
+        assert code == 0
+        assert output == tokenizer.decode(ids[0]) + "\n"
+
+    def test_seed_decides_and_context_limits(self, trained, call):
+        def sample(seed):
+            return call(generate, "--model", trained[0], "--prompt", "Return", "--seed", seed, "--temperature", 2.0)[1]
+
+        first = sample(1)
+        assert first == sample(1) != sample(2)
+
+    def test_prompt_from_standard_input(self, trained, call, monkeypatch):
+        monkeypatch.setattr(sys, "stdin", io.StringIO("Return\n"))
+        _, output, _ = call(generate, "--model", trained[0], "--prompt", "-", "--max_new_tokens", 4)
+        assert output.startswith("Return") and not output.startswith("Return\n")
+
+    def test_empty_prompt_begins_a_text(self, trained, call):
+        code, output, _ = call(generate, "--model", trained[0], "--prompt", "", "--max_new_tokens", 4)
+        assert code == 0 and output.strip()
+
+    def test_user_mistakes_end_in_one_line(self, trained, call, tmp_path):
+        folder = trained[0]
+        hub = call(generate, "--model", "openai-community/gpt2", "--prompt", "Hello")
+        assert_one_line_error(hub, "openai-community/gpt2", "Hugging Face Hub", "runs/quickstart")
+        assert_one_line_error(call(generate, "--model", tmp_path, "--prompt", "a"), str(tmp_path))
+        assert_one_line_error(call(generate, "--model", folder, "--prompt", "a\ud800"), "half of a surrogate pair")
+        assert_one_line_error(call(generate, "--model", folder, "--prompt", "z\x00" * 40), "80 tokens", "64")
+        assert_one_line_error(
+            call(generate, "--model", folder, "--prompt", "a", "--temperature", -1), "temperature", "positive"
+        )
+
+
+class TestPlots:
+    def test_draws_what_is_there_and_keeps_the_numbers(self, tmp_path):
+        history = [{"step": 1, "loss": 3.0}, {"step": 2, "eval_loss": 2.5}, {"step": 2, "train_runtime": 1.0}]
+        plot_history(history, tmp_path / "new" / "curve.png")
+        assert json.loads((tmp_path / "new" / "curve.json").read_text()) == history
+        assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["curve.json", "curve.png"]
+
+    def test_nothing_to_draw(self, tmp_path):
+        with pytest.raises(ValueError, match="neither loss nor eval_loss"):
+            plot_history([{"step": 1}], tmp_path / "curve.png")
+        assert not list(tmp_path.iterdir())
+
+
+class TestCommandLine:
+    def test_hub_that_does_not_answer_means_offline(self, monkeypatch):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        offline_unless_hub_answers(str(EXAMPLES))
+        assert constants.HF_HUB_OFFLINE is False  # a folder needs no Hub
+        offline_unless_hub_answers("openai-community/gpt2")
+        assert constants.HF_HUB_OFFLINE is True
+
+    def test_interruption_ends_in_one_line(self, capsys):
+        def interrupted():
+            raise KeyboardInterrupt
+
+        with pytest.raises(SystemExit) as end:
+            run_main(interrupted)
+        assert end.value.code == 130
+        assert capsys.readouterr().err == "\nstopped\n"
+
+    def test_mistakes_of_ours_keep_their_traceback(self):
+        with pytest.raises(ZeroDivisionError):
+            run_main(lambda: 1 / 0)
+
+    def test_long_messages_become_one_line(self, capsys):
+        def fail():
+            raise ValueError("first\n  second")
+
+        with pytest.raises(SystemExit) as end:
+            run_main(fail)
+        assert end.value.code == 1
+        assert capsys.readouterr().err == "error: first second\n"
+
+
+def test_bfloat16_only_where_the_processor_has_it(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for capabilities, expected in (({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx2": True}, False)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found)
+        arguments = quickstart.training_arguments(quickstart.Arguments(output=str(tmp_path)), batch_size=4)
+        assert arguments.bf16 is expected
