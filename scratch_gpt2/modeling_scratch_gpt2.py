@@ -377,8 +377,8 @@ class ScratchGPT2ForSequenceClassification(ScratchGPT2PreTrainedModel):
         """Arguments as for `ScratchGPT2Model.forward`, and
 
         Args:
-            labels: (B,) class numbers, (B, num_labels) floats of 0 and 1 where several may hold, or regression targets, as
-                `config.problem_type` says; if `None`: one label is regression, integers single-, floats multi-label.
+            labels: (B,) class numbers, (B, num_labels) floats of 0 and 1 where several may hold, or regression targets,
+                as `config.problem_type` says; if `None`: one label is regression, integers single, floats multi-label.
 
         Returns `loss` and `logits` (B, num_labels)."""
         outputs = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs)
