@@ -142,14 +142,16 @@ def open_data(data_args, model_args, run_args, args) -> tuple[str, object]:
     return str(folder), text_to_shards(data, folder, name, vocab_size)
 
 
-def describe(model, train, validation, checkpoint, optimizer, data_args, args) -> str:
+def describe(trainer: PretrainingTrainer, optimizer: str, checkpoint: str | None) -> str:
     """What was derived, one line each."""
-    config, block_length, tokens_per_step = model.config, train.dataset.block_length, data_args.tokens_per_step
+    config, args, tokens_per_step = trainer.model.config, trainer.args, trainer.tokens_per_step
+    train, validation = trainer.train_dataset, trainer.eval_dataset
+    block_length = train.dataset.block_length
     tokens_per_epoch = len(train) * block_length
     steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * tokens_per_epoch / tokens_per_step)
     muon = "Muon for the matrices in the blocks, AdamW for the rest" if optimizer == "muon" else args.optim.value
     lines = {
-        "model": f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters, {config.n_layer} layers, width "
+        "model": f"{trainer.model.num_parameters() / 1e6:.1f}M parameters, {config.n_layer} layers, width "
         f"{config.n_embd}, {config.n_head} heads, {config.vocab_size} tokens, {config.n_positions} positions",
         "data": f"{train.dataset.tokens:,} tokens in {len(train):,} blocks of {block_length}, seen "
         f"{steps * tokens_per_step / tokens_per_epoch:.2f} times; validation on {len(validation):,} blocks",
@@ -158,7 +160,7 @@ def describe(model, train, validation, checkpoint, optimizer, data_args, args) -
         "schedule": f"{steps:,} steps, {args.get_warmup_steps(steps)} of them warm-up, learning rate "
         f"{args.learning_rate:g}, {args.lr_scheduler_type.value}",
         "optimizer": f"{muon}, weight decay {args.weight_decay:g} on all matrices, embeddings among them",
-        "precision": f"float32 weights, {'bfloat16 autocast' if args.bf16 else 'float32 computation'}",
+        "precision": f"float32 weights, mixed precision: {trainer.accelerator.mixed_precision}",
         "start": f"continues {checkpoint}" if checkpoint else "step 0",
     }
     return "\n".join(f"{name:<11}{line}" for name, line in lines.items())
@@ -213,7 +215,7 @@ def main():
         callbacks=callbacks,
     )
     if trainer.is_world_process_zero():
-        print(describe(model, train, validation, checkpoint, run_args.optimizer, data_args, args), flush=True)
+        print(describe(trainer, run_args.optimizer, checkpoint), flush=True)
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
     trainer.save_model()
