@@ -377,7 +377,7 @@ class ScratchGPT2ForSequenceClassification(ScratchGPT2PreTrainedModel):
         """Arguments as for `ScratchGPT2Model.forward`, and
 
         Args:
-            labels: (B,) class numbers, (B, num_labels) floats of 0 and 1 where several may hold, or targets to regress,
+            labels: (B,) classes, (B, num_labels) floats of 0 and 1 where several may hold, or targets to regress,
                 as `config.problem_type` says; if `None`: one label is regression, integers single, floats multi-label.
 
         Returns `loss` and `logits` (B, num_labels)."""
