@@ -5,8 +5,9 @@
     cat notes.txt | python examples/prepare_text.py --input - --output shards/notes --tokenizer runs/quickstart
     python examples/prepare_text.py --output shards/books --check
 
-Stopped at any point, even by kill -9 or a full disk, the same command goes on where it was. The first shard is for
-validation; the tokenizer is kept in OUTPUT/tokenizer.
+Stopped at any point, even by kill -9 or a full disk, the same command goes on where it was, except for standard input.
+What is finished is read once more for that, which from the Hub means downloaded, but not tokenized. The first shard is
+for validation; the tokenizer is kept in OUTPUT/tokenizer.
 
 On several machines, each takes a part of the same input into a folder that all of them see, and one merges:
 
@@ -16,7 +17,7 @@ On several machines, each takes a part of the same input into a folder that all 
 
 A cluster's engine only has to start these commands, one a task: with Slurm, `sbatch --array=0-15` on a script that
 says `--part $SLURM_ARRAY_TASK_ID/16`, then `sbatch --dependency=afterok:JOB` for the merge. A part that fails is
-started again and goes on.
+started again and goes on. From the Hub a part downloads its own files only, if N divides their number; take such an N.
 """
 
 import contextlib
@@ -24,15 +25,22 @@ import itertools
 import os
 import shutil
 import sys
-import tempfile
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from transformers import HfArgumentParser
 
-from scratch_gpt2.cli import run_main
-from scratch_gpt2.data.text_sources import find_files, read_files, read_hub
-from scratch_gpt2.data.token_shards import INDEX, SHARD_TOKENS, merge_parts, verify, write_token_shards
+from scratch_gpt2.cli import offline_unless_hub_answers, run_main
+from scratch_gpt2.data.text_sources import find_files, read_files, read_hub, take_part
+from scratch_gpt2.data.token_shards import (
+    INDEX,
+    SHARD_TOKENS,
+    merge_parts,
+    tokenizer_fingerprint,
+    verify,
+    write_token_shards,
+)
 from scratch_gpt2.tokenization import load_tokenizer, train_tokenizer
 
 
@@ -40,7 +48,7 @@ from scratch_gpt2.tokenization import load_tokenizer, train_tokenizer
 class Arguments:
     output: str = field(metadata={"help": "folder for the shards"})
     input: list[str] = field(
-        default_factory=list, metadata={"help": "files or globs: .txt, .jsonl, .parquet; - reads text from stdin"}
+        default_factory=list, metadata={"help": "files or globs: .txt, .jsonl, .parquet; - is standard input"}
     )
     hub: str | None = field(default=None, metadata={"help": "data set on the Hugging Face Hub, streamed"})
     hub_config: str | None = field(default=None, metadata={"help": "its configuration, such as sample-10BT"})
@@ -74,16 +82,21 @@ def main() -> None:
         return
     if bool(args.input) == bool(args.hub):
         raise ValueError("Say where the text is: either --input with files or --hub with a data set.")
+    if args.hub:
+        offline_unless_hub_answers(args.hub)
     files = find_files(args.input)
     part = parse_part(args.part)
     folder = Path(args.output) if part[1] == 1 else Path(args.output, f"part_{part[0]:05d}")
+    if "-" in files and (folder / INDEX).is_file():
+        raise ValueError(f"{folder} has shards, and standard input cannot be read again to go on; delete it.")
     tokenizer = make_tokenizer(args, files)
-    source = args.hub or ", ".join(f"{file} ({size_of(file)} bytes)" if file != "-" else "stdin" for file in files)
+    new = not Path(args.output, "tokenizer").is_dir()
     try:
         save_once(tokenizer, Path(args.output, "tokenizer"))
-        index = write_token_shards(read(args, files), tokenizer, folder, source, shard_size(args, files), part)
-    except ValueError:
-        remove_if_nothing_was_written(Path(args.output), folder)
+        pieces = read(args, files, part)
+        index = write_token_shards(pieces, tokenizer, folder, describe(args, files), shard_size(args, files), part)
+    except (ValueError, OSError):
+        remove_if_nothing_was_written(Path(args.output), folder, with_tokenizer=new and part[1] == 1)
         raise
     report(index, folder)
     if part[1] > 1:
@@ -92,10 +105,19 @@ def main() -> None:
         )
 
 
-def read(args: Arguments, files: list[str]):
+def read(args: Arguments, files: list[str], part: tuple[int, int] = (0, 1)):
     if args.hub:
-        return read_hub(args.hub, args.hub_config, args.hub_split, args.text_column)
-    return read_files(files, args.text_column, args.document_separator)
+        return read_hub(args.hub, args.hub_config, args.hub_split, args.text_column, part)
+    return take_part(read_files(files, args.text_column, args.document_separator), part)
+
+
+def describe(args: Arguments, files: list[str]) -> str:
+    """All that decides which text is read, for the index: shards of other text must not be mixed with it."""
+    if args.hub:
+        origin = f"{args.hub}, configuration {args.hub_config}, split {args.hub_split}"
+    else:
+        origin = ", ".join(f"{file} ({size_of(file)} bytes)" if file != "-" else "stdin" for file in files)
+    return f"{origin}; column {args.text_column}, separator {args.document_separator!r}"
 
 
 def make_tokenizer(args: Arguments, files: list[str]):
@@ -114,21 +136,23 @@ def make_tokenizer(args: Arguments, files: list[str]):
 
 
 def save_once(tokenizer, folder: Path) -> None:
-    """Save under another name and rename, because another part may be looking for it; the first one wins."""
+    """Save under another name and rename, because another part may be doing the same; the first one wins."""
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = tempfile.mkdtemp(dir=folder.parent, prefix=".tokenizer-")
+        unfinished = folder.with_name(f".tokenizer-{uuid.uuid4().hex}")
         tokenizer.save_pretrained(unfinished)
         try:
             os.rename(unfinished, folder)
         except OSError:  # another part was faster
             shutil.rmtree(unfinished)
+    if tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(tokenizer):
+        raise ValueError(f"{folder} is another tokenizer; use it, delete it or choose another output.")
 
 
-def remove_if_nothing_was_written(output: Path, folder: Path) -> None:
-    if not (folder / INDEX).is_file() and not list(output.glob(f"*/{INDEX}")):
-        shutil.rmtree(output / "tokenizer", ignore_errors=True)
-        for empty in {folder, output}:
+def remove_if_nothing_was_written(output: Path, folder: Path, with_tokenizer: bool) -> None:
+    if not (folder / INDEX).is_file():
+        if with_tokenizer:
+            shutil.rmtree(output / "tokenizer", ignore_errors=True)
+        for empty in (folder, output):
             with contextlib.suppress(OSError):
                 empty.rmdir()
 

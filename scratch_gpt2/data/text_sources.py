@@ -2,41 +2,47 @@
 
 Every reader yields pieces `(text, ends_document)`. A document is one row of a table (.jsonl, .parquet, a Hub data
 set), one text file, or what stands between two separators in a text file. Text files may be larger than memory, so
-they come in pieces of about a million characters, cut where GPT-2's splitting rule cuts anyway: the pieces have the
-tokens of the whole.
+what is longer than a million characters comes in pieces, cut where GPT-2's splitting rule cuts anyway: the pieces
+have the tokens of the whole. A row of a table is never cut and has to fit into memory.
 """
 
 import glob
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 from ..tokenization import check_text
 
 PIECE_CHARACTERS = 2**20
 # Without a good place to cut, a piece grows up to here and is then cut anyway, perhaps within a token.
 LONGEST_PIECE = 16 * PIECE_CHARACTERS
-# A single line break between two visible characters is a token of its own, whatever stands around it.
-GOOD_CUT = re.compile(r"(?<=\S\n)(?=\S)")
+# Up to the last good place to cut: before a space after something visible, or after a single line break between two
+# visible characters. No token of GPT-2 reaches across, whatever stands around it.
+UP_TO_LAST_CUT = re.compile(r".*(?:(?<=\S)(?= )|(?<=\S\n)(?=\S))", re.DOTALL)
 
 Piece = tuple[str, bool]
 
 
 def find_files(patterns: list[str]) -> list[str]:
-    """Files that the patterns match, in the order of the patterns; `-` is standard input.
+    """Files that the patterns match, each once, in the order of the patterns; `-` is standard input.
 
     Raises FileNotFoundError for a pattern without a match, ValueError for an empty file or an unknown kind.
     """
     files = []
     for pattern in patterns:
-        matches = ["-"] if pattern == "-" else sorted(glob.glob(pattern, recursive=True))
+        if pattern == "-" or Path(pattern).is_file():  # a file's own name may look like a pattern: notes[1].txt
+            matches = [pattern]
+        else:
+            matches = [match for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
         if not matches:
             raise FileNotFoundError(
                 f"No file matches {pattern!r}; give existing files, globs, or - for standard input."
             )
-        files += [match for match in matches if match == "-" or Path(match).is_file()]
+        files += matches
+    files = list(dict.fromkeys(files))
     for file in files:
         if file != "-" and Path(file).stat().st_size == 0:
             raise ValueError(f"{file} is empty; leave it out.")
@@ -46,7 +52,7 @@ def find_files(patterns: list[str]) -> list[str]:
 
 
 def read_files(files: list[str], text_column: str = "text", separator: str | None = None) -> Iterator[Piece]:
-    """The documents of `files` (from `find_files`). `separator` splits text files into documents.
+    """The documents of `files` (from `find_files`), without byte order marks. `separator` splits text files.
 
     Raises ValueError for text that is not UTF-8, for a broken line of JSON and for a row without `text_column`.
     """
@@ -59,25 +65,42 @@ def read_files(files: list[str], text_column: str = "text", separator: str | Non
             yield from read_text(file, separator)
 
 
-def read_hub(name: str, config: str | None, split: str, text_column: str = "text") -> Iterator[Piece]:
-    """The documents of a data set on the Hub, streamed.
+def read_hub(
+    name: str, config: str | None, split: str, text_column: str = "text", part: tuple[int, int] = (0, 1)
+) -> Iterator[Piece]:
+    """The documents of a data set on the Hub, streamed; with `part` (I, N) only those of one of N machines.
 
-    Raises ConnectionError where the Hub cannot be reached, ValueError for a missing column.
+    Where N divides the number of the data set's files, a part downloads its own files only.
+
+    Raises ConnectionError where the Hub cannot be reached or stops answering, ValueError for a missing column.
     """
+    for row in hub_rows(name, config, split, part):
+        yield text_of(row, text_column, name), True
+
+
+def hub_rows(name: str, config: str | None, split: str, part: tuple[int, int]) -> Iterator[dict]:
     import datasets
+    from datasets.distributed import split_dataset_by_node
 
     try:
-        rows = iter(datasets.load_dataset(name, config, split=split, streaming=True))
-        first = next(rows, None)
-    except Exception as error:  # the library raises errors of its own, requests' and fsspec's
+        data = datasets.load_dataset(name, config, split=split, streaming=True)
+        yield from split_dataset_by_node(data, rank=part[0], world_size=part[1])
+    except Exception as error:  # the library raises errors of its own, httpx's and fsspec's
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConnectionError(
-            f"The data set {name!r} could not be had from the Hugging Face Hub "
-            f"({str(error).strip().splitlines()[0]}); give local .txt, .jsonl or .parquet files with --input."
+            f"The data set {name!r} could not be had from the Hugging Face Hub ({reason}); "
+            "try again later, or give local .txt, .jsonl or .parquet files with --input."
         ) from error
-    if first is not None:
-        yield text_of(first, text_column, name), True
-        for row in rows:
-            yield text_of(row, text_column, name), True
+
+
+def take_part(pieces: Iterable[Piece], part: tuple[int, int]) -> Iterator[Piece]:
+    """With `part` (I, N): the documents I, I + N, I + 2N, ..."""
+    which, parts = part
+    document = 0
+    for text, ends_document in pieces:
+        if document % parts == which:
+            yield text, ends_document
+        document += ends_document
 
 
 def text_of(row: dict, text_column: str, origin: str) -> str:
@@ -90,7 +113,7 @@ def text_of(row: dict, text_column: str, origin: str) -> str:
 
 
 def read_jsonl(file: str, text_column: str) -> Iterator[Piece]:
-    with open(file, encoding="utf-8") as lines, reading_utf8(file):
+    with open(file, encoding="utf-8-sig") as lines, reading_utf8(file):
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 try:
@@ -121,37 +144,38 @@ def read_parquet(file: str, text_column: str) -> Iterator[Piece]:
 
 def read_text(file: str, separator: str | None) -> Iterator[Piece]:
     if file == "-":
-        sys.stdin.reconfigure(encoding="utf-8", newline="")
+        sys.stdin.reconfigure(encoding="utf-8-sig", newline="")
         with reading_utf8("standard input"):
             yield from split_text(sys.stdin, separator)
     else:
-        with open(file, encoding="utf-8", newline="") as opened, reading_utf8(file):
+        with open(file, encoding="utf-8-sig", newline="") as opened, reading_utf8(file):
             yield from split_text(opened, separator)
 
 
-def split_text(opened, separator: str | None) -> Iterator[Piece]:
+def split_text(opened: TextIO, separator: str | None) -> Iterator[Piece]:
     """Pieces of an open text file. Line breaks around a separator belong to neither document."""
+    trimmed = "" if separator is None else "\r\n"
     rest = ""
     while text := opened.read(PIECE_CHARACTERS):
         rest += text
         if separator is not None:
-            *whole, rest = rest.split(separator)
-            yield from ((document.strip("\r\n"), True) for document in whole)
-            rest = rest.lstrip("\r\n") if whole else rest
-        for cut in reversed(
-            [match.start() for match in GOOD_CUT.finditer(rest, max(0, len(rest) - PIECE_CHARACTERS))]
-        ):
-            # What follows the cut must be long enough to tell that it is no beginning of a separator.
-            if separator is None or len(rest) - cut > len(separator):
-                yield rest[:cut], False
-                rest = rest[cut:]
-                break
-        else:
-            if len(rest) > LONGEST_PIECE and rest.strip():
-                cut = len(rest.rstrip()) - 1  # something visible stays, so that the document's end is not empty
-                yield rest[:cut], False
-                rest = rest[cut:]
-    yield rest.rstrip("\r\n") if separator is not None else rest, True
+            *documents, rest = rest.split(separator)
+            yield from ((document.strip(trimmed), True) for document in documents)
+        if cut := find_cut(rest, separator):
+            yield rest[:cut].lstrip(trimmed), False
+            rest = rest[cut:]
+    yield rest.strip(trimmed), True
+
+
+def find_cut(text: str, separator: str | None) -> int:
+    """Where to cut a long text, or 0. What stays behind the cut is never empty, nor only line breaks."""
+    if len(text) < PIECE_CHARACTERS:
+        return 0
+    # What follows the cut must be long enough to tell that it is no beginning of a separator.
+    end = len(text) - len(separator or "")
+    if match := UP_TO_LAST_CUT.match(text, 0, end):
+        return match.end()
+    return max(0, len(text[:end].rstrip()) - 1) if len(text) > LONGEST_PIECE else 0
 
 
 class reading_utf8:

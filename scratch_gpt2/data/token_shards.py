@@ -41,14 +41,15 @@ def write_token_shards(
     """Tokenize `pieces` (from `text_sources`) on all cores into `folder`, and return the index.
 
     The memory needed is that of one shard and of two batches a core, for any amount of text. Called again with the
-    same arguments after an interruption it goes on where the last finished shard ends; after the end it does nothing.
+    same arguments after an interruption it reads on to where the last finished shard ends, without tokenizing, and
+    goes on there; after the end it does nothing.
 
     Args:
         pieces: `(text, ends_document)`; the same ones whenever the call is repeated. `<|endoftext|>` inside a text is
             tokenized as ordinary characters.
         source: what the text is, for the index.
         shard_tokens: tokens in each shard but the last.
-        part: (I, N): take the documents I, I + N, I + 2N, ... only. The validation shard is the first of part 0.
+        part: (I, N): `pieces` are the I-th of N parts of the text. The validation shard is the first of part 0.
 
     Raises ValueError for an unfinished folder that was begun with other arguments, and for a text so short that
     nothing would be left to train on.
@@ -74,7 +75,7 @@ def write_token_shards(
     if begun.get("complete"):
         return begun
     writer = ShardWriter(folder, begun, tokenizer)
-    for ids, ends_document in tqdm_tokens(tokenize(take_part(pieces, part), tokenizer, skip=begun["done"])):
+    for ids, ends_document in tqdm_tokens(tokenize(pieces, tokenizer, skip=begun["done"])):
         writer.add(ids, ends_document)
     return writer.finish()
 
@@ -145,15 +146,6 @@ class ShardWriter:
         return self.index
 
 
-def take_part(pieces: Iterable[tuple[str, bool]], part: tuple[int, int]) -> Iterator[tuple[str, bool]]:
-    which, parts = part
-    document = 0
-    for text, ends_document in pieces:
-        if document % parts == which:
-            yield text, ends_document
-        document += ends_document
-
-
 def tokenize(
     pieces: Iterable[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase, skip: int = 0
 ) -> Iterator[tuple[np.ndarray, bool]]:
@@ -199,9 +191,6 @@ def batches(pieces: Iterable[tuple[str, bool]], skip: int) -> Iterator[list[tupl
 def batch_encoder(tokenizer: PreTrainedTokenizerBase):
     """A function from a list of texts to a list of id arrays, with tiktoken where the vocabulary is GPT-2's."""
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    if is_gpt2(tokenizer):
-        gpt2 = tiktoken.get_encoding("gpt2")
-        return lambda texts: [gpt2.encode_to_numpy(text, disallowed_special=()).astype(dtype) for text in texts]
     # A copy, because reading special tokens as ordinary text is a setting of the whole tokenizer.
     copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     copy.encode_special_tokens = True
@@ -211,7 +200,17 @@ def batch_encoder(tokenizer: PreTrainedTokenizerBase):
     def encode(texts: list[str]) -> list[np.ndarray]:
         return [np.array(e.ids, dtype) for e in copy.encode_batch_fast(texts, add_special_tokens=False)]
 
-    return encode
+    if not is_gpt2(tokenizer):
+        return encode
+    gpt2 = tiktoken.get_encoding("gpt2")
+
+    def encode_gpt2(texts: list[str]) -> list[np.ndarray]:
+        try:
+            return [gpt2.encode_to_numpy(text, disallowed_special=()).astype(dtype) for text in texts]
+        except ValueError:  # tiktoken's regular expressions give up at a million spaces in a row
+            return encode(texts)
+
+    return encode_gpt2
 
 
 def is_gpt2(tokenizer: PreTrainedTokenizerBase) -> bool:
@@ -259,11 +258,13 @@ def merge_parts(folder: str | os.PathLike) -> dict:
     if not parts:
         raise FileNotFoundError(f"{folder} has no parts: no folder in it has an {INDEX}.")
     first = parts[0][0]
-    for number, (index, name) in enumerate(parts):
-        if index["part"] != [number, len(parts)] or len(parts) != first["part"][1]:
-            raise FileNotFoundError(
-                f"{folder} has {len(parts)} of {first['part'][1]} parts; part {number} is missing."
-            )
+    count = first["part"][1]
+    missing = set(range(count)) - {index["part"][0] for index, _ in parts}
+    if missing:
+        raise FileNotFoundError(f"{folder} has {len(parts)} of {count} parts; part {min(missing)} is missing.")
+    for index, name in parts:
+        if index["part"][1] != count:
+            raise ValueError(f"{folder / name} is one of {index['part'][1]} parts, not of {count}; delete it.")
         if not index.get("complete"):
             raise ValueError(f"{folder / name} is not finished; run it again to continue it.")
         for key in ("format", "tokenizer", "source"):
