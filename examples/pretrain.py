@@ -225,6 +225,7 @@ def main():
         print(f"\nvalidation loss {loss:.4f}, perplexity {math.exp(loss):.2f}{bits}\nUse the model:\n")
         print("    import scratch_gpt2, transformers")
         print(f"    print(transformers.pipeline('text-generation', {args.output_dir!r})('The'))")
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

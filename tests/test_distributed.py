@@ -69,6 +69,7 @@ def work(kind, folder):
     resumed = train(folder / "muon", "muon", passes=1, resume_from_checkpoint=folder / "muon" / "checkpoint-3")
     if trainer.is_world_process_zero():
         (folder / "resumed.json").write_text(json.dumps([history(trainer), history(resumed)]))
+    trainer.accelerator.end_training()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """Pretraining with transformers' Trainer: its data, its model, and what Trainer does not report by itself."""
 
+import dataclasses
 import math
 import os
 import shutil
@@ -139,6 +140,11 @@ class PretrainingTrainer(Trainer):
             settings["weight_decay"] = args.weight_decay
             kwargs["optimizer_cls_and_kwargs"] = (lambda: muon_for_trainer, settings)
         super().__init__(model, args, **kwargs)
+        plugin = self.accelerator.state.fsdp_plugin if self.accelerator.is_fsdp2 else None
+        if plugin is not None and plugin.mixed_precision_policy is not None:
+            # accelerate would also sum the gradients of the processes and round the loss in bfloat16.
+            precise = {"reduce_dtype": torch.float32, "output_dtype": torch.float32}
+            plugin.mixed_precision_policy = dataclasses.replace(plugin.mixed_precision_policy, **precise)
         self.tokens_per_step = tokens_per_step
         self.flops_per_step = tokens_per_step * flops_per_token(model.config, block_length)
         self.peak_flops = peak_flops
