@@ -98,6 +98,8 @@ class _LinearCrossEntropySum(torch.autograd.Function):
             raise RuntimeError(
                 "linear_cross_entropy frees its gradients after one backward pass, even with retain_graph."
             )
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            raise RuntimeError("linear_cross_entropy has no second derivative: call the model with skip_logits=False.")
         rows_grad, weight_grad = ctx.gradients
         ctx.gradients = None
         if rows_grad is not None:

@@ -77,6 +77,7 @@ class ScratchGPT2Attention(nn.Module):
         self.k_proj = nn.Linear(config.n_embd, config.n_embd)
         self.v_proj = nn.Linear(config.n_embd, config.n_embd)
         self.out_proj = nn.Linear(config.n_embd, config.n_embd)
+        self.out_proj.joins_residual = True  # for `_init_weights`
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, hidden_states, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
@@ -109,6 +110,7 @@ class ScratchGPT2MLP(nn.Module):
         fused = "gelu_pytorch_tanh" if config.activation_function == "gelu_new" else config.activation_function
         self.act = ACT2FN[fused]
         self.down_proj = nn.Linear(inner, config.n_embd)
+        self.down_proj.joins_residual = True
         self.resid_dropout = nn.Dropout(config.resid_pdrop)
 
     def forward(self, hidden_states):
@@ -151,23 +153,16 @@ class ScratchGPT2PreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        """Normal(0, initializer_range) and zero biases, except that "we scale the weights of residual layers at
-        initialization by a factor of 1/sqrt(N) where N is the number of residual layers" (GPT-2, section 2.3):
-        two in each block, so that the sum does not grow with depth."""
+        """Normal(0, initializer_range), zero biases; and "we scale the weights of residual layers at initialization
+        by a factor of 1/sqrt(N) where N is the number of residual layers" (GPT-2, section 2.3), two in each block."""
         super()._init_weights(module)
-        residual_std = self.config.initializer_range / math.sqrt(2 * self.config.n_layer)
-        if isinstance(module, ScratchGPT2Attention):
-            init.normal_(module.out_proj.weight, mean=0.0, std=residual_std)
-        elif isinstance(module, ScratchGPT2MLP):
-            init.normal_(module.down_proj.weight, mean=0.0, std=residual_std)
+        if getattr(module, "joins_residual", False):  # the library passes by modules without weights of their own
+            init.normal_(module.weight, std=self.config.initializer_range / math.sqrt(2 * self.config.n_layer))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Like `PreTrainedModel.from_pretrained`, and reads GPT-2 checkpoints of other origin too.
-
-        OpenAI's weights (`"openai-community/gpt2"`, any repository or folder with `model_type: gpt2`, OpenAI's own
-        TensorFlow folders) and nanoGPT's `ckpt.pt` are converted on the way in; see `openai_weights.py`.
-        """
+        """Like `PreTrainedModel.from_pretrained`, and converts GPT-2 checkpoints of others (`openai_weights.py`):
+        any repository or folder with `model_type: gpt2`, OpenAI's TensorFlow folders, nanoGPT's `ckpt.pt`."""
         name, kwargs = pretrained_model_name_or_path, pin_revision(pretrained_model_name_or_path, kwargs)
         if not is_foreign_checkpoint(name, kwargs):
             return super().from_pretrained(name, *model_args, **kwargs)
@@ -234,8 +229,8 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
         length = inputs_embeds.shape[1]
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
 
-        if position_ids is None or attention_mask is not None or past_key_values is not None:  # else it may be packed
-            self.check_length(length, past_length, past_key_values)
+        may_be_packed = attention_mask is None and past_key_values is None
+        self.check_length(length, past_length, position_ids if may_be_packed else None)
         if position_ids is None:
             position_ids = self.count_positions(inputs_embeds, attention_mask, past_length)  # (1 or B, T)
         # The mask comes before a cache of our own: an empty cache would hide from it that a row is packed.
@@ -247,7 +242,7 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
 
         hidden_states = inputs_embeds + look_up(self.embed_positions, position_ids, "Position")
         if token_type_ids is not None:
-            hidden_states = hidden_states + self.embed_tokens(token_type_ids)
+            hidden_states = hidden_states + look_up(self.embed_tokens, token_type_ids, "Token type id")
         hidden_states = self.embd_dropout(hidden_states)
         for block in self.layers:
             hidden_states = block(
@@ -256,16 +251,18 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
         hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
-    def check_length(self, length: int, past_length, past_key_values: Cache | None) -> None:
-        """Raise while the shapes still tell; later there would only be an index error, or a GPU's assertion."""
-        if isinstance(past_length, int):
-            total, parts = past_length + length, f"{past_length} cached and {length} new positions"
-        else:  # a static cache counts on the device, where reading the count would stall; its size is known
-            total, parts = past_key_values.get_max_cache_shape(), "the size of the static cache"
-        if total > self.config.n_positions:
+    def check_length(self, length: int, past_length, packed_positions: torch.LongTensor | None) -> None:
+        """Raise while the numbers still tell; later there would only be an index error, or a GPU's assertion."""
+        if not torch.compiler.is_compiling():  # there nothing can be read from the device
+            past_length = int(past_length)  # a static cache counts on the device
+            if packed_positions is not None and length > self.config.n_positions:  # each document counts for itself
+                length = int(packed_positions.max()) + 1
+        elif torch.is_tensor(past_length) or packed_positions is not None:
+            return
+        if (total := past_length + length) > self.config.n_positions:
             raise ValueError(
-                f"The sequence is too long: {total} positions ({parts}) but the model has n_positions="
-                f"{self.config.n_positions}; truncate the input or generate fewer tokens."
+                f"The sequence is too long: {total} positions ({past_length} cached and {length} new positions) but "
+                f"the model has n_positions={self.config.n_positions}; truncate the input or generate fewer tokens."
             )
 
     @staticmethod
@@ -500,6 +497,7 @@ class ScratchGPT2DoubleHeadsModel(ScratchGPT2ForCausalLM):
 
     def __init__(self, config: ScratchGPT2Config):
         super().__init__(config)
+        self.loss_type = "ForCausalLM"  # which the library would read off the name of the class
         self.summary_dropout = nn.Dropout(config.summary_first_dropout)
         self.multiple_choice_head = nn.Linear(config.n_embd, 1)
         self.post_init()
@@ -541,7 +539,7 @@ class ScratchGPT2DoubleHeadsModel(ScratchGPT2ForCausalLM):
         mc_logits = self.multiple_choice_head(self.summary_dropout(summary)).squeeze(-1)  # (B, N)
         loss = mc_loss = None
         if labels is not None:
-            loss = F.cross_entropy(logits[..., :-1, :].flatten(0, -2).float(), labels[..., 1:].flatten())
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         if mc_labels is not None:
             mc_loss = F.cross_entropy(mc_logits.float(), mc_labels.view(-1))
         return ScratchGPT2DoubleHeadsModelOutput(
