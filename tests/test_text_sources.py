@@ -1,0 +1,220 @@
+import io
+import json
+import random
+import sys
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from scratch_gpt2.data import text_sources
+from scratch_gpt2.data.text_sources import find_files, read_files, read_hub, split_text, take_part
+from scratch_gpt2.data.token_shards import batch_encoder
+
+AWKWARD = ["a", "The", "don't", "'s", "42", "!", "--", "é", "日本", "🙂", " ", "  ", "\t", "\n", "\n\n", "\r\n", "\r"]
+AWKWARD += ["\u00a0", "\u2028", "\x1f", "<|endoftext|>", "e\u0301"]
+
+
+def awkward_text(seed, extra=()):
+    rng = random.Random(seed)
+    return "".join(rng.choices([*AWKWARD, *extra], k=rng.randint(0, 400)))
+
+
+def joined(pieces):
+    """The documents of the pieces, those without text left out."""
+    documents, text = [], ""
+    for piece, ends_document in pieces:
+        text += piece
+        if ends_document:
+            documents.append(text)
+            text = ""
+    assert text == "", "the last piece does not end its document"
+    return [document for document in documents if document]
+
+
+def small_pieces(monkeypatch, text, characters, separator=None):
+    monkeypatch.setattr(text_sources, "PIECE_CHARACTERS", characters)
+    return list(split_text(io.StringIO(text, newline=""), separator))
+
+
+@pytest.mark.parametrize("name", ["gpt2_tokenizer", "tiny_tokenizer"])
+def test_pieces_of_a_long_text_have_the_tokens_of_the_whole(monkeypatch, request, name):
+    encode = batch_encoder(request.getfixturevalue(name))
+    cuts = 0
+    for seed in range(300):
+        text = awkward_text(seed)
+        pieces = [piece for piece, _ in small_pieces(monkeypatch, text, 1 + seed % 50)]
+        assert "".join(pieces) == text
+        assert [i for ids in encode(pieces) for i in ids] == list(encode([text])[0]), (seed, pieces)
+        cuts += len(pieces) - 1
+    assert cuts > 1000
+
+
+def test_pieces_of_books_have_the_tokens_of_the_whole(monkeypatch, shared_data, gpt2_tokenizer):
+    encode = batch_encoder(gpt2_tokenizer)
+    for name in ("austen-persuasion.txt", "blake-poems.txt", "wikitext2_test.raw.txt"):
+        text = (shared_data / "text" / name).read_text(encoding="utf-8")[:400_000]
+        for document in (text, text.replace("\n", "\r\n")):
+            pieces = [piece for piece, _ in small_pieces(monkeypatch, document, 997)]
+            assert len(pieces) > len(document) // 1100
+            assert [i for ids in encode(pieces) for i in ids] == list(encode([document])[0])
+
+
+@pytest.mark.parametrize("separator", ["<|endoftext|>", "\n\n", "\r\n", " - ", "\n---\n", "aa"])
+def test_separators_are_found_across_the_borders_of_pieces(monkeypatch, gpt2_tokenizer, separator):
+    encode = batch_encoder(gpt2_tokenizer)
+    for seed in range(300):
+        text = awkward_text(seed, extra=[separator] * 2 + [separator[:-1], separator[1:]])
+        pieces = small_pieces(monkeypatch, text, 1 + seed % 20, separator)
+        expected = [document.strip("\r\n") for document in text.split(separator)]
+        expected = [document for document in expected if document]
+        assert joined(pieces) == expected, seed
+        # The end-of-text token follows the last piece, so that piece must not be empty where its document is not.
+        ends = [piece for piece, ends_document in pieces if ends_document and piece]
+        assert len(ends) == len(expected), seed
+        tokens = [i for ids in encode([piece for piece, _ in pieces]) for i in ids]
+        assert tokens == [i for ids in encode(expected) for i in ids], seed
+
+
+def test_literal_pieces(monkeypatch):
+    assert small_pieces(monkeypatch, "one two three", 9) == [("one two", False), (" three", True)]
+    assert small_pieces(monkeypatch, "ab\ncd\nef", 7) == [("ab\ncd\n", False), ("ef", True)]
+    assert small_pieces(monkeypatch, "one two three", 100) == [("one two three", True)]
+    assert small_pieces(monkeypatch, "\none|\ntwo\n|\n|x y\n", 100, "|") == [
+        ("one", True),
+        ("two", True),
+        ("", True),
+        ("x y", True),
+    ]
+
+
+def test_a_text_without_a_place_to_cut_is_cut_anyway(monkeypatch):
+    monkeypatch.setattr(text_sources, "LONGEST_PIECE", 50)
+    pieces = small_pieces(monkeypatch, "x" * 1000, 10)
+    assert "".join(piece for piece, _ in pieces) == "x" * 1000
+    assert max(len(piece) for piece, _ in pieces) <= 60
+    assert [ends for _, ends in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+def test_files_of_all_kinds(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffone\r\ntwo\n".encode())
+    (tmp_path / "b.jsonl").write_text('{"text": "three"}\n\n{"text": "", "n": 1}\n{"text": "f\\u00fcnf"}\n')
+    table = pyarrow.table({"n": [1, 2], "text": ["six", "seven"]})
+    pyarrow.parquet.write_table(table, tmp_path / "c.parquet")
+    files = find_files([str(tmp_path / "*"), str(tmp_path / "a.txt")])
+    assert [file.rsplit("/", 1)[1] for file in files] == ["a.txt", "b.jsonl", "c.parquet"]
+    assert list(read_files(files)) == [
+        ("one\r\ntwo\n", True),
+        ("three", True),
+        ("", True),
+        ("fünf", True),
+        ("six", True),
+        ("seven", True),
+    ]
+
+
+def test_globs_reach_into_folders_and_a_name_may_look_like_one(tmp_path):
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    for name in ("deep/er/x.txt", "a.txt", "notes[1].txt"):
+        (tmp_path / name).write_text("text")
+    assert find_files([f"{tmp_path}/**/*.txt"]) == [
+        f"{tmp_path}/a.txt",
+        f"{tmp_path}/deep/er/x.txt",
+        f"{tmp_path}/notes[1].txt",
+    ]
+    assert find_files([f"{tmp_path}/notes[1].txt", "-"]) == [f"{tmp_path}/notes[1].txt", "-"]
+
+
+def test_standard_input(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("größer\r\n|b".encode()), encoding="latin-1"))
+    assert list(read_files(["-"], separator="|")) == [("größer", True), ("b", True)]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff"), errors="surrogateescape"))
+    with pytest.raises(ValueError, match=r"^standard input is not UTF-8 \(byte 0xff\); convert it"):
+        list(read_files(["-"]))
+
+
+BAD_FILES = {
+    "empty.txt": (b"", "FILE is empty; leave it out."),
+    "word.docx": (b"x", "FILE is of an unknown kind; use .txt, .jsonl or .parquet."),
+    "latin.txt": (b"caf\xe9", "FILE is not UTF-8 (byte 0xe9); convert it, e.g. with iconv."),
+    "latin.jsonl": (b'{"text": "caf\xe9"}', "FILE is not UTF-8 (byte 0xe9); convert it, e.g. with iconv."),
+    "broken.jsonl": (b'{"text": "a"}\n{"text": ', "FILE, line 2 is not JSON: Expecting value."),
+    "list.jsonl": (b"[1]", "FILE, line 1 is not a JSON object with a column 'text'."),
+    "other.jsonl": (b'{"body": "x", "n": 1}', "FILE, line 1 has no text in column 'text'; its columns are body, n."),
+    "null.jsonl": (b'{"text": null}', "FILE, line 1 has no text in column 'text'; its columns are text."),
+    "damaged.parquet": (b"PAR1 not", "FILE is not a parquet file or is damaged: "),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_named_in_one_sentence(tmp_path, name):
+    content, message = BAD_FILES[name]
+    file = tmp_path / name
+    file.write_bytes(content)
+    with pytest.raises(ValueError) as error:
+        list(read_files(find_files([str(file)])))
+    assert str(error.value).startswith(message.replace("FILE", str(file)))
+    assert "\n" not in str(error.value)
+
+
+def test_half_a_surrogate_pair_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "\\ud83d"}')
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        list(read_files([str(tmp_path / "a.jsonl")]))
+
+
+def test_a_parquet_file_without_the_column(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a\.parquet has no column 'text'; its columns are body, n\.$"):
+        list(read_files([str(tmp_path / "a.parquet")]))
+    with pytest.raises(ValueError, match="has no text in column 'n'; its columns are n"):
+        list(read_files([str(tmp_path / "a.parquet")], text_column="n"))
+
+
+@pytest.mark.parametrize("pattern", ["missing.txt", "*.md", "."])
+def test_no_match(tmp_path, monkeypatch, pattern):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"^No file matches"):
+        find_files([pattern])
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_parts_share_the_documents(parts):
+    pieces = [("a", True), ("b1", False), ("b2", True), ("", True), ("d", True), ("e", True)]
+    taken = [list(take_part(pieces, (number, parts))) for number in range(parts)]
+    assert sorted(piece for part in taken for piece in part) == sorted(pieces)
+    if parts == 2:
+        assert taken[1] == [("b1", False), ("b2", True), ("d", True)]
+
+
+@pytest.mark.parametrize("files", [4, 3])
+def test_parts_of_a_streamed_data_set_share_its_rows(tmp_path, files):
+    """Four files can be split between two machines, of three each machine takes every second row."""
+    names = [f"{file} {row}" for file in range(files) for row in range(5)]
+    for file in range(files):
+        rows = (json.dumps({"text": name}) + "\n" for name in names[5 * file : 5 * file + 5])
+        (tmp_path / f"train-{file}.jsonl").write_text("".join(rows))
+    assert [text for text, _ in read_hub(str(tmp_path), None, "train")] == names
+    shares = [[text for text, _ in read_hub(str(tmp_path), None, "train", part=(part, 2))] for part in (0, 1)]
+    assert sorted(shares[0] + shares[1]) == names
+    assert abs(len(shares[0]) - len(shares[1])) <= 1
+
+
+def test_a_data_set_that_cannot_be_had(tmp_path, monkeypatch):
+    with pytest.raises(ConnectionError, match=r"'no/such' could not be had .*; try again later, or give local \.txt"):
+        next(read_hub("no/such", None, "train"))
+    (tmp_path / "train.jsonl").write_text('{"body": "x"}\n')
+    with pytest.raises(ValueError, match=r"has no text in column 'text'; its columns are body\.$"):
+        next(read_hub(str(tmp_path), None, "train"))
+
+    def breaking():
+        yield {"text": "x"}
+        raise RuntimeError
+
+    stream = datasets.IterableDataset.from_generator(breaking)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: stream)
+    rows = read_hub("some/data", None, "train")
+    assert next(rows) == ("x", True)
+    with pytest.raises(ConnectionError, match=r"'some/data' could not be had .* \(RuntimeError\); try again later"):
+        next(rows)

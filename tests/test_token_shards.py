@@ -1,0 +1,542 @@
+import errno
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import pickle
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import prepare_data_loader
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+from transformers import PreTrainedTokenizerFast
+
+from scratch_gpt2 import ScratchGPT2Config
+from scratch_gpt2.data import token_shards
+from scratch_gpt2.data.token_shards import TokenShards, merge_parts, verify, write_token_shards
+from scratch_gpt2.tokenization import load_tokenizer, train_tokenizer
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "prepare_text.py"
+EOS = 256
+DOCUMENTS = [(f"Document {i} says {'so ' * (i % 7)}.\n", True) for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer():
+    """A token for each byte, in GPT-2's order (a is 64, b is 65, ...), and 256 for the end of text."""
+    return train_tokenizer([""], vocab_size=257)
+
+
+@pytest.fixture(scope="module")
+def word_tokenizer():
+    """70,000 words w0, w1, ...: too many for uint16."""
+    words = Tokenizer(WordLevel({"<eos>": 0} | {f"w{i}": i for i in range(1, 70_000)}, unk_token="<eos>"))
+    words.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>")
+
+
+def write(folder, tokenizer, texts, shard_tokens, **options):
+    pieces = [(text, True) if isinstance(text, str) else text for text in texts]
+    return write_token_shards(pieces, tokenizer, folder, "a test", shard_tokens, **options)
+
+
+def stored(folder):
+    return [np.load(file).tolist() for file in sorted(Path(folder).glob("**/*.npy"))]
+
+
+def contents(folder):
+    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(Path(folder).glob("**/*")) if f.is_file()}
+
+
+def write_by_hand(folder, *shards):
+    """Shards of these tokens, the first one for validation."""
+    folder.mkdir(exist_ok=True)
+    entries = []
+    for number, tokens in enumerate(shards):
+        file = folder / f"shard_{number:05d}.npy"
+        np.save(file, np.array(tokens, np.uint16))
+        split = "train" if number else "validation"
+        entries.append({"file": file.name, "split": split, "tokens": len(tokens), "bytes": 3 * len(tokens)})
+    index = {"format": 1, "tokenizer": "none", "vocab_size": 1000, "shards": entries, "complete": True}
+    (folder / "index.json").write_text(json.dumps(index))
+    return folder
+
+
+# What is written
+
+
+def test_documents_end_with_eos_and_straddle_shards(tmp_path, byte_tokenizer):
+    index = write(tmp_path, byte_tokenizer, ["ab", "", "abcde", ("a", False), ("bc", True), "", "é"], 4)
+    assert stored(tmp_path) == [[64, 65, EOS, 64], [65, 66, 67, 68], [EOS, 64, 65, 66], [EOS, 127, 102, EOS]]
+    assert [(s["split"], s["tokens"], s["bytes"]) for s in index["shards"]] == [
+        ("validation", 4, 3),
+        ("train", 4, 4),
+        ("train", 4, 3),
+        ("train", 4, 2),
+    ]
+    assert np.load(tmp_path / "shard_00000.npy").dtype == np.uint16
+    assert index == json.loads((tmp_path / "index.json").read_text())
+    assert index["complete"] and index["eos_token_id"] == EOS and index["dtype"] == "uint16"
+
+
+def test_bytes_are_those_of_the_text(tmp_path, tiny_tokenizer):
+    texts = ["The cat's hat 日本 🙂\r\n", "naïve <|endoftext|> rat", "x" * 50]
+    index = write(tmp_path, tiny_tokenizer, texts, 30)
+    assert sum(shard["bytes"] for shard in index["shards"]) == sum(len(text.encode()) for text in texts)
+    train, validation = TokenShards(tmp_path, 3), TokenShards(tmp_path, 3, "validation")
+    assert train.bytes_per_token() == train.bytes / train.tokens
+    assert train.bytes + validation.bytes == sum(len(text.encode()) for text in texts)
+
+
+def test_more_than_65536_tokens_take_uint32(tmp_path, word_tokenizer):
+    index = write(tmp_path, word_tokenizer, ["w69999 w3", "w65536", "w7"], 4)
+    assert stored(tmp_path) == [[69999, 3, 0, 65536], [0, 7, 0]]
+    assert np.load(tmp_path / "shard_00001.npy").dtype == np.uint32
+    assert index["vocab_size"] == 70_000
+    assert TokenShards(tmp_path, 2).bytes_per_token() is None  # not a byte-level vocabulary
+    assert TokenShards(tmp_path, 2, "validation")[2]["input_ids"].tolist() == [0, 65536]
+
+
+def test_end_of_text_in_a_text_is_ordinary_characters(tmp_path, gpt2_tokenizer, byte_tokenizer):
+    write(tmp_path / "gpt2", gpt2_tokenizer, ["a<|endoftext|>", "b"], 4)
+    tokens = list(itertools.chain(*stored(tmp_path / "gpt2")))
+    assert tokens == [64, 27, 91, 437, 1659, 5239, 91, 29, 50256, 65, 50256]
+    write(tmp_path / "bytes", byte_tokenizer, ["<|endoftext|>"], 4)
+    tokens = list(itertools.chain(*stored(tmp_path / "bytes")))
+    assert tokens == [ord(character) - 33 for character in "<|endoftext|>"] + [EOS]
+    assert byte_tokenizer("<|endoftext|>")["input_ids"] == [EOS]  # the tokenizer itself was not changed
+
+
+def test_both_encoders_agree(monkeypatch, gpt2_tokenizer):
+    texts = ["The cat's <|endoftext|> hat\r\n\n  日本 🙂", " ", "a" * 1000, "a" + 10 * "\n"]
+    fast = token_shards.batch_encoder(gpt2_tokenizer)(texts)
+    monkeypatch.setattr(token_shards, "is_gpt2", lambda _: False)
+    plain = token_shards.batch_encoder(gpt2_tokenizer)(texts)
+    assert [ids.tolist() for ids in fast] == [ids.tolist() for ids in plain]
+    assert {ids.dtype for ids in [*fast, *plain]} == {np.dtype(np.uint16)}
+
+
+def test_a_million_spaces_that_tiktoken_gives_up_at(gpt2_tokenizer):
+    (ids,) = token_shards.batch_encoder(gpt2_tokenizer)(["a" + " " * 1_000_000])
+    assert ids.tolist() == [64] + [220] * 1_000_000
+
+
+def test_documents_keep_their_order_on_many_threads(tmp_path, monkeypatch, byte_tokenizer):
+    monkeypatch.setattr(token_shards, "BATCH_CHARACTERS", 20)
+    write(tmp_path, byte_tokenizer, [text for text, _ in DOCUMENTS], 100)
+    expected = list(itertools.chain(*(byte_tokenizer(text)["input_ids"] + [EOS] for text, _ in DOCUMENTS)))
+    assert list(itertools.chain(*stored(tmp_path))) == expected
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["abc"], ["ab"]])
+def test_a_text_for_validation_alone_is_too_short(tmp_path, byte_tokenizer, texts):
+    with pytest.raises(ValueError, match=r"^The text has only \d tokens, all of them in the first shard of 4, "):
+        write(tmp_path, byte_tokenizer, texts, 4)
+    assert sum(file.name == "index.json" for file in tmp_path.glob("*")) == (texts == ["abc"])
+
+
+# Stopped and continued
+
+
+def write_documents(folder, tokenizer):
+    token_shards.BATCH_CHARACTERS = 100
+    write(folder, tokenizer, DOCUMENTS, 60)
+
+
+def write_until_killed(folder, tokenizer, function, call):
+    """Dies by SIGKILL at the given call of a function, in the middle of writing if that is np.save."""
+    calls = itertools.count(1)
+    holder = token_shards.np if function == "save" else token_shards
+    real = getattr(holder, function)
+
+    def dying(*args):
+        if next(calls) == call:
+            if function == "save":
+                args[0].write(b"half of a shard")
+                args[0].flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*args)
+
+    setattr(holder, function, dying)
+    write_documents(folder, tokenizer)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, byte_tokenizer):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(token_shards, "BATCH_CHARACTERS", 100)
+        write_documents(folder, byte_tokenizer)
+    assert len(contents(folder)) == 20
+    return contents(folder)
+
+
+KILLED_AT = {
+    "before the first index": ("write_index", 1, 0),
+    "after the first shard": ("write_index", 2, 1),
+    "during a shard": ("save", 5, 4),
+    "between a shard and the index": ("sha256", 8, 7),
+    "before it is said to be complete": ("write_index", 20, 19),
+}
+
+
+@pytest.mark.parametrize("point", KILLED_AT)
+def test_a_killed_run_goes_on_at_the_exact_token(tmp_path, byte_tokenizer, uninterrupted, point, monkeypatch):
+    function, call, finished = KILLED_AT[point]
+    process = multiprocessing.get_context("fork").Process(
+        target=write_until_killed, args=(tmp_path, byte_tokenizer, function, call)
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    if finished:
+        index = json.loads((tmp_path / "index.json").read_text())
+        assert len(index["shards"]) == finished == verify(tmp_path)
+        with pytest.raises(ValueError, match=r"is not finished; run examples/prepare_text\.py again"):
+            TokenShards(tmp_path, 8)
+    else:
+        assert not (tmp_path / "index.json").exists()
+    monkeypatch.setattr(token_shards, "BATCH_CHARACTERS", 100)
+    write_documents(tmp_path, byte_tokenizer)
+    assert contents(tmp_path) == uninterrupted
+
+
+def test_a_run_stopped_at_every_shard_in_turn(tmp_path, byte_tokenizer, uninterrupted, monkeypatch):
+    """Each call writes one shard more, whatever stands at the border: the end of a document or the middle."""
+    monkeypatch.setattr(token_shards, "BATCH_CHARACTERS", 100)
+    real = token_shards.write_index
+
+    def stop_after(folder, index):
+        real(folder, index)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(token_shards, "write_index", stop_after)
+    for _ in range(len(uninterrupted)):
+        with pytest.raises(KeyboardInterrupt):
+            write_documents(tmp_path, byte_tokenizer)
+    assert contents(tmp_path) == uninterrupted
+    written = (tmp_path / "index.json").stat().st_mtime_ns
+    write_documents(tmp_path, byte_tokenizer)  # complete: nothing to do
+    assert (tmp_path / "index.json").stat().st_mtime_ns == written
+
+
+def test_a_folder_begun_with_other_arguments(tmp_path, byte_tokenizer, tiny_tokenizer):
+    write(tmp_path, byte_tokenizer, ["abcdef"], 4)
+    with pytest.raises(
+        ValueError, match=r" was begun with shard_tokens 4, not 5; choose another folder or delete it\.$"
+    ):
+        write(tmp_path, byte_tokenizer, ["abcdef"], 5)
+    with pytest.raises(ValueError, match=r" was begun with source 'a test', not 'other'; "):
+        write_token_shards([("abcdef", True)], byte_tokenizer, tmp_path, "other", 4)
+    with pytest.raises(ValueError, match=r" was begun with tokenizer '[0-9a-f]{64}', not '[0-9a-f]{64}'; "):
+        write(tmp_path, tiny_tokenizer, ["abcdef"], 4)
+    with pytest.raises(ValueError, match=r" was begun with part \[0, 1\], not \[1, 2\]; "):
+        write(tmp_path, byte_tokenizer, ["abcdef"], 4, part=(1, 2))
+
+
+@pytest.mark.parametrize("full", ["save", "fsync"])
+def test_a_full_disk_leaves_no_half_file_and_the_run_goes_on(
+    tmp_path, byte_tokenizer, uninterrupted, full, monkeypatch
+):
+    monkeypatch.setattr(token_shards, "BATCH_CHARACTERS", 100)
+    calls = itertools.count(1)
+    holder = np if full == "save" else os
+    real = getattr(holder, full)
+
+    def no_space(*args):
+        if next(calls) == 6:
+            if full == "save":
+                args[0].write(b"half of a shard")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(holder, full, no_space)
+        with pytest.raises(OSError, match="No space left on device"):
+            write_documents(tmp_path, byte_tokenizer)
+    assert not list(tmp_path.glob("*.unfinished"))
+    assert len(json.loads((tmp_path / "index.json").read_text())["shards"]) == verify(tmp_path) > 0
+    write_documents(tmp_path, byte_tokenizer)
+    assert contents(tmp_path) == uninterrupted
+
+
+# Reading blocks
+
+
+def test_blocks_predict_every_token_but_the_first_once(tmp_path):
+    folder = write_by_hand(tmp_path, [1, 2, 3], [10, 11, 12, 13, 14], [15, 16], [17, 18, 19, 20])
+    train = TokenShards(folder, 4)
+    assert (len(train), train.tokens) == (3, 11)
+    assert [item["input_ids"].tolist() for item in (train[0], train[1], train[2])] == [
+        [10, 11, 12, 13],
+        [13, 14, 15, 16],
+        [16, 17, 18, 19],  # 20 does not fill a block
+    ]
+    assert train[1]["labels"].tolist() == [13, 14, 15, 16]
+    assert train[1]["labels"].dtype == train[1]["input_ids"].dtype == torch.int64
+    predicted = [token for block in train for token in block["labels"][1:].tolist()]
+    assert predicted == list(range(11, 20))
+    assert TokenShards(folder, 3, "validation")[0]["input_ids"].tolist() == [1, 2, 3]
+    assert TokenShards(folder, 11)[0]["input_ids"].tolist() == list(range(10, 21))
+    assert train.bytes_per_token() == 3.0
+
+
+@pytest.mark.parametrize("index", [3, -1])
+def test_blocks_outside_do_not_exist(tmp_path, index):
+    train = TokenShards(write_by_hand(tmp_path, [1], range(10, 21)), 4)
+    with pytest.raises(IndexError, match=f"^Block {index} does not exist; there are 3.$"):
+        train[index]
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_two_ranks_with_two_workers_share_the_blocks(tmp_path, shuffle):
+    train = TokenShards(write_by_hand(tmp_path, [1], range(0, 20), range(20, 49)), 4)
+    shares = []
+    for rank in (0, 1):
+        sampler = DistributedSampler(train, num_replicas=2, rank=rank, shuffle=shuffle)
+        loader = DataLoader(train, batch_size=2, sampler=sampler, num_workers=2)
+        shares.append({row[0] for batch in loader for row in batch["input_ids"].tolist()})
+    assert len(train) == 16 and shares[0].isdisjoint(shares[1])
+    assert sorted(shares[0] | shares[1]) == list(range(0, 48, 3))
+
+
+def test_accelerate_shares_the_blocks(tmp_path):
+    train = TokenShards(write_by_hand(tmp_path, [1], range(49)), 4)
+    shares = []
+    for rank in (0, 1):
+        loader = prepare_data_loader(DataLoader(train, batch_size=2), num_processes=2, process_index=rank)
+        shares.append([row[0] for batch in loader for row in batch["input_ids"].tolist()])
+    assert sorted(shares[0] + shares[1]) == list(range(0, 48, 3))
+
+
+def test_a_pickle_holds_no_tokens(tmp_path):
+    train = TokenShards(write_by_hand(tmp_path, [1], [7] * 1_000_000), 4)
+    before = train[5]["input_ids"].tolist()
+    data = pickle.dumps(train)
+    assert len(data) < 3000
+    assert pickle.loads(data)[5]["input_ids"].tolist() == before == [7, 7, 7, 7]
+
+
+def test_wrong_uses_of_shards(tmp_path, byte_tokenizer, tiny_tokenizer):
+    write(tmp_path, byte_tokenizer, ["abcdefgh"], 4)
+    with pytest.raises(ValueError, match="^block_length is 1, but predicting a token takes at least 2.$"):
+        TokenShards(tmp_path, 1)
+    with pytest.raises(
+        ValueError, match=r"^The train split of .* has 5 tokens, fewer than one block of 6; give more "
+    ):
+        TokenShards(tmp_path, 6)
+    with pytest.raises(ValueError, match=r"^The test split of .* has 0 tokens"):
+        TokenShards(tmp_path, 6, "test")
+    with pytest.raises(FileNotFoundError, match=r"has no token shards \(index\.json is missing\); make some with"):
+        TokenShards(tmp_path / "nowhere", 4)
+    shards = TokenShards(tmp_path, 4)
+    fitting = ScratchGPT2Config(vocab_size=257, n_positions=4, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS)
+    assert shards.check_fits(byte_tokenizer, fitting) is None
+    with pytest.raises(ValueError) as error:
+        shards.check_fits(tiny_tokenizer, fitting)
+    assert str(error.value) == (
+        f"The shards in {tmp_path} were made with another tokenizer; use {tmp_path}/tokenizer."
+    )
+    with pytest.raises(ValueError) as error:
+        small = ScratchGPT2Config(vocab_size=256, n_positions=4, bos_token_id=0, eos_token_id=0, pad_token_id=0)
+        shards.check_fits(byte_tokenizer, small)
+    assert str(error.value) == (
+        f"The shards in {tmp_path} have 257 token ids, but the model's vocab_size is 256; use a model with at least "
+        "as many."
+    )
+    with pytest.raises(ValueError) as error:
+        TokenShards(tmp_path, 5).check_fits(byte_tokenizer, fitting)
+    assert str(error.value) == "A block has 5 tokens, but the model's n_positions is 4; shorten the blocks."
+
+
+def test_damaged_shards_are_named(tmp_path, byte_tokenizer):
+    write(tmp_path, byte_tokenizer, ["abcdefgh"], 4)
+    assert verify(tmp_path) == 3
+    data = bytearray((tmp_path / "shard_00001.npy").read_bytes())
+    data[-1] ^= 1
+    (tmp_path / "shard_00001.npy").write_bytes(data)
+    with pytest.raises(
+        ValueError, match=r"shard_00001\.npy does not have the checksum of the index; it is damaged: make"
+    ):
+        verify(tmp_path)
+    (tmp_path / "shard_00001.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"shard_00001\.npy is missing; make the shards again\.$"):
+        verify(tmp_path)
+    (tmp_path / "index.json").write_text('{"format": 2}')
+    with pytest.raises(ValueError, match=r"index\.json is of format 2, this version reads 1\.$"):
+        verify(tmp_path)
+    (tmp_path / "index.json").write_text('{"form')
+    with pytest.raises(ValueError, match=r"index\.json is damaged; delete the folder and make the shards again\.$"):
+        verify(tmp_path)
+
+
+# Parts
+
+
+def test_parts_that_cannot_be_merged(tmp_path, byte_tokenizer, tiny_tokenizer):
+    with pytest.raises(FileNotFoundError, match=r" has no parts: no folder in it has an index\.json\.$"):
+        merge_parts(tmp_path)
+    write(tmp_path / "part_00000", byte_tokenizer, ["abcdefgh"], 4, part=(0, 2))
+    with pytest.raises(FileNotFoundError, match=r" has 1 of 2 parts; part 1 is missing\.$"):
+        merge_parts(tmp_path)
+    index = write(tmp_path / "part_00001", byte_tokenizer, ["ijklm"], 4, part=(1, 2))
+    token_shards.write_index(tmp_path / "part_00001", index | {"complete": False})
+    with pytest.raises(ValueError, match=r"part_00001 is not finished; run it again to continue it\.$"):
+        merge_parts(tmp_path)
+    token_shards.write_index(tmp_path / "part_00001", index | {"tokenizer": "other"})
+    with pytest.raises(ValueError, match=r"part_00001 has another tokenizer than .*part_00000; make it again\.$"):
+        merge_parts(tmp_path)
+    token_shards.write_index(tmp_path / "part_00001", index | {"part": [1, 3]})
+    with pytest.raises(ValueError, match=r"part_00001 is one of 3 parts, not of 2; delete it\.$"):
+        merge_parts(tmp_path)
+    token_shards.write_index(tmp_path / "part_00001", index)
+    merge_parts(tmp_path)
+    train = TokenShards(tmp_path, 6)
+    assert [block["input_ids"].tolist() for block in train] == [[68, 69, 70, 71, EOS, 72], [72, 73, 74, 75, 76, EOS]]
+    assert TokenShards(tmp_path, 4, "validation")[0]["input_ids"].tolist() == [64, 65, 66, 67]
+    assert verify(tmp_path) == 5
+
+
+# The script
+
+
+def prepare(*arguments, stdin=None):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [str(EXAMPLE), *map(str, arguments)])
+        if stdin is not None:
+            patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        runpy.run_path(str(EXAMPLE))["main"]()
+
+
+@pytest.fixture
+def documents(tmp_path, byte_tokenizer):
+    """Twenty documents in a .jsonl file, and the tokenizer's folder."""
+    byte_tokenizer.save_pretrained(tmp_path / "bytes")
+    texts = [f"document {i:02d}" for i in range(20)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return ["--input", tmp_path / "text.jsonl", "--tokenizer", tmp_path / "bytes", "--shard_tokens", "50"]
+
+
+def read_back(folder, tokenizer):
+    """The documents of complete shards, in the order of the index."""
+    index = json.loads((folder / "index.json").read_text())
+    tokens = itertools.chain(*(np.load(folder / shard["file"]).tolist() for shard in index["shards"]))
+    return tokenizer.decode(list(tokens)).split("<|endoftext|>")[:-1]
+
+
+def test_two_parts_at_the_same_time_and_merged(tmp_path, documents, byte_tokenizer, capsys):
+    folder = tmp_path / "shards"
+    command = [sys.executable, EXAMPLE, *documents, "--output", folder]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    parts = [
+        subprocess.Popen([*command, "--part", f"{i}/2"], env=environment, stdout=-1, stderr=-1, text=True)
+        for i in (0, 1)
+    ]
+    outputs = [part.communicate(timeout=300) for part in parts]
+    assert [part.returncode for part in parts] == [0, 0], outputs
+    assert (
+        f"Part 1/2 is done; when all are: python examples/prepare_text.py --output {folder} --merge" in outputs[1][0]
+    )
+    shares = [read_back(folder / f"part_{i:05d}", byte_tokenizer) for i in (0, 1)]
+    assert shares[0] == [f"document {i:02d}" for i in range(0, 20, 2)]
+    assert shares[1] == [f"document {i:02d}" for i in range(1, 20, 2)]
+    prepare("--output", folder, "--merge", "--check")
+    assert capsys.readouterr().out == (
+        f"{folder}: 190 train tokens in 5 shards\n"
+        f"{folder}: 50 validation tokens in 1 shards\n"
+        "6 shards are as they were written.\n"
+    )
+    assert read_back(folder, byte_tokenizer) == shares[0] + shares[1]
+    assert sorted(file.name for file in folder.iterdir()) == ["index.json", "part_00000", "part_00001", "tokenizer"]
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    model = ScratchGPT2Config(vocab_size=257, bos_token_id=EOS, eos_token_id=EOS, pad_token_id=EOS)
+    TokenShards(folder, 64).check_fits(tokenizer, model)
+
+
+def test_other_text_is_not_mixed_in(tmp_path, documents):
+    folder = tmp_path / "shards"
+    prepare(*documents, "--output", folder)
+    before = contents(folder)
+    prepare(*documents, "--output", folder)
+    with pytest.raises(ValueError, match="was begun with source"):
+        prepare(*documents, "--output", folder, "--text_column", "body")
+    (tmp_path / "text.jsonl").open("a").write('{"text": "more"}\n')
+    with pytest.raises(ValueError, match=r"was begun with source .*text\.jsonl \(480 bytes\)"):
+        prepare(*documents, "--output", folder)
+    with pytest.raises(ValueError, match="tokenizer is another tokenizer; use it, delete it or choose another output"):
+        prepare(*documents[:2], "--output", folder, "--shard_tokens", "50", "--tokenizer", other_tokenizer(tmp_path))
+    assert contents(folder) == before
+
+
+def other_tokenizer(folder):
+    train_tokenizer(["the the the"], 259).save_pretrained(folder / "other")
+    return folder / "other"
+
+
+def test_standard_input_and_a_new_tokenizer(tmp_path, byte_tokenizer):
+    byte_tokenizer.save_pretrained(tmp_path / "bytes")
+    arguments = ["--input", "-", "--output", tmp_path / "a", "--shard_tokens", "5", "--document_separator", "|"]
+    prepare(*arguments, "--tokenizer", tmp_path / "bytes", stdin="one|\ntwo|three\n")
+    assert read_back(tmp_path / "a", byte_tokenizer) == ["one", "two", "three"]
+    with pytest.raises(
+        ValueError, match=r"a has shards, and standard input cannot be read again to go on; delete it\.$"
+    ):
+        prepare(*arguments, "--tokenizer", tmp_path / "bytes", stdin="more")
+    with pytest.raises(ValueError, match="^Standard input can be read only once: train the tokenizer on files"):
+        prepare("--input", "-", "--output", tmp_path / "b", "--train_tokenizer", "300", stdin="one")
+    (tmp_path / "text.txt").write_text("the cat and the rat and the hat\n" * 50)
+    prepare("--input", tmp_path / "*.txt", "--output", tmp_path / "c", "--train_tokenizer", "270")
+    assert len(load_tokenizer(tmp_path / "c" / "tokenizer")) == 270
+    assert len(TokenShards(tmp_path / "c", 8)) > 20  # about twenty shards of a small text
+
+
+BAD_ARGUMENTS = {
+    "--input a.txt --hub b": "Say where the text is: either --input with files or --hub with a data set.",
+    "--part 0/2": "Say where the text is: either --input with files or --hub with a data set.",
+    "--input TEXT --part 2/2": "--part 2/2 is not I/N with 0 <= I < N, such as 0/2.",
+    "--input TEXT --shard_tokens 0": "--shard_tokens is 0 but must be at least 1.",
+    "--input EMPTY": "EMPTY is empty; leave it out.",
+    "--input LATIN": "LATIN is not UTF-8 (byte 0xe9); convert it, e.g. with iconv.",
+    "--input TEXT --shard_tokens 900": "The text has only 5 tokens, all of them in the first shard of 900",
+    "--hub no/such": "The data set 'no/such' could not be had from the Hugging Face Hub",
+    "--check": "OUTPUT has no token shards (index.json is missing); make some with examples/prepare_text.py.",
+    "--merge": "OUTPUT has no parts: no folder in it has an index.json.",
+}
+
+
+@pytest.mark.parametrize("line", BAD_ARGUMENTS)
+def test_mistakes_leave_nothing_behind(tmp_path, byte_tokenizer, line):
+    byte_tokenizer.save_pretrained(tmp_path / "bytes")
+    files = {"TEXT": b"text", "EMPTY": b"", "LATIN": b"caf\xe9"}
+    for name, content in files.items():
+        (tmp_path / f"{name}.txt").write_bytes(content)
+    names = {name: str(tmp_path / f"{name}.txt") for name in files} | {"OUTPUT": str(tmp_path / "output")}
+    arguments = [names.get(word, word) for word in line.split()]
+    message = BAD_ARGUMENTS[line]
+    for name, path in names.items():
+        message = message.replace(name, path)
+    with pytest.raises((ValueError, OSError)) as error:
+        prepare("--output", tmp_path / "output", "--tokenizer", tmp_path / "bytes", *arguments)
+    assert str(error.value).startswith(message)
+    assert not (tmp_path / "output").exists()
+
+
+def test_help_and_the_end_of_a_mistake():
+    result = subprocess.run([sys.executable, EXAMPLE, "--help"], capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0 and "--document_separator" in result.stdout
+    result = subprocess.run(
+        [sys.executable, EXAMPLE, "--input", "no.txt", "--output", "no"], capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 1
+    assert result.stderr == ("error: No file matches 'no.txt'; give existing files, globs, or - for standard input.\n")
