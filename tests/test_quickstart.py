@@ -98,14 +98,14 @@ class TestQuickstart:
 
     def test_stops_at_the_deadline_and_still_saves(self, call, tmp_path, monkeypatch):
         monkeypatch.setattr(quickstart, "PROMPTS", [])
-        code, output, _ = call(quickstart, "--smoke", "--seconds", "0", "--output", tmp_path)
+        code, output, _ = call(quickstart, "--smoke", "--seconds", "0.001", "--output", tmp_path)
         assert code == 0
         assert "0 seconds are over at step 1 of 10: stopping." in output
         assert (tmp_path / "model.safetensors").is_file()
 
     def test_user_mistakes_end_in_one_line(self, call, tmp_path):
         assert_one_line_error(call(quickstart, "--smoke", "--text", tmp_path / "none.txt"), "none.txt")
-        assert_one_line_error(call(quickstart, "--steps", 0), "--steps is 0")
+        assert_one_line_error(call(quickstart, "--steps", 0), "--steps 0")
         short = tmp_path / "short.txt"
         short.write_text("Too little.")
         assert_one_line_error(call(quickstart, "--smoke", "--text", short), "too short", "64")
@@ -114,6 +114,23 @@ class TestQuickstart:
         assert_one_line_error(call(quickstart, "--smoke", "--text", latin), "latin.txt is not UTF-8")
         assert_one_line_error(call(quickstart, "--smoke", "--prompt", "x" * 200), "has 200 tokens; give 1 to 48")
         assert_one_line_error(call(quickstart, "--smoke", "--prompt", "\ud800"), "half of a surrogate pair")
+
+
+class TestDeadline:
+    def test_learning_rate_follows_the_steps_on_a_fast_machine(self, monkeypatch):
+        monkeypatch.setattr(quickstart.time, "monotonic", lambda: 100.0)
+        deadline = quickstart.Deadline(steps=100, seconds=50)
+        rates = [round(deadline.learning_rate(step), 4) for step in (0, 5, 50, 75, 100)]
+        assert rates == [0.0, 0.5, 0.5, 0.1464, 0.0]
+
+    def test_learning_rate_is_down_in_time_on_a_slow_one(self, monkeypatch):
+        now = [0.0]
+        monkeypatch.setattr(quickstart.time, "monotonic", lambda: now[0])
+        deadline = quickstart.Deadline(steps=1000, seconds=50)
+        rates = []
+        for now[0] in (1.0, 25.0, 50.0, 60.0):
+            rates.append(round(deadline.learning_rate(step=10), 4))
+        assert rates == [0.1, 0.8536, 0.0, 0.0]  # after 1 second it is still step 10 of 1000 that counts
 
 
 class TestText:

@@ -1,0 +1,116 @@
+"""Every command and every Python block of the README, as it stands there, at smoke size."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+# What makes a script small. A command of a script that is not named here runs as the README has it.
+SMOKE = {"examples/quickstart.py": "--smoke"}
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(language_blocks, network):
+    """The lines of the bash blocks that need the network, or of those that do not; without comments."""
+    chosen = [block for block in language_blocks if ("# needs the network" in block) == network]
+    lines = "\n".join(chosen).replace("\\\n", " ").splitlines()
+    return [line for text in lines if (line := re.sub(r"\s*#.*", "", text).strip())]
+
+
+def shell(command, cwd):
+    """Run it as somebody who has activated this environment would, without a network."""
+    for script, option in SMOKE.items():
+        command = re.sub(rf"(\S*{re.escape(script)})", rf"\1 {option}", command)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, shell=True, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder that looks like the repository, in which `make demo` has run at smoke size."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("examples", "README.md", "Makefile", "setup.cfg", "pyproject.toml", "constraints.txt"):
+        (folder / name).symlink_to(ROOT / name)
+    done = shell("python examples/quickstart.py", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_make_runs_what_the_readme_says(workplace):
+    assert commands(blocks("bash"), network=False)[:2] == ["make demo", "make test"]
+    demo = shell("make --dry-run demo", workplace).stdout
+    assert demo.splitlines()[-1].endswith(".venv/bin/python examples/quickstart.py")
+    test = shell("make --dry-run test", workplace).stdout.splitlines()
+    assert test[-3:] == [
+        ".venv/bin/ruff check .",
+        ".venv/bin/ruff format --check .",
+        ".venv/bin/python -m pytest -n 2",
+    ]
+    assert "pip install" in demo and "-c constraints.txt -e" in demo
+
+
+def offline_commands():
+    return [line for line in commands(blocks("bash"), network=False) if not line.startswith("make ")]
+
+
+@pytest.mark.parametrize("command", offline_commands())
+def test_command(command, workplace):
+    done = shell(command, workplace)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+@pytest.mark.parametrize("command", commands(blocks("bash"), network=True))
+def test_command_without_network_ends_in_one_line(command, workplace):
+    done = shell(command, workplace)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: ") and "Hugging Face Hub" in done.stderr
+
+
+@pytest.mark.parametrize("block", blocks("python"))
+def test_python_block(block, workplace):
+    done = subprocess.run(
+        [sys.executable, "-c", block],
+        cwd=workplace,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if block.startswith("# needs the network"):
+        assert done.returncode == 1
+        assert "OSError" in done.stderr or "FileNotFoundError" in done.stderr
+        assert "openai-community/gpt2" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"\d\.\d\d nats per token\nThe statement", done.stdout)
+
+
+def test_links_lead_somewhere():
+    targets = re.findall(r"\]\(([^)#:]+)\)", README)
+    assert "scratch_gpt2/modeling_scratch_gpt2.py" in targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_rooms_exist():
+    table = README.split("## Rooms")[1].split("\n## ")[0]
+    files = re.findall(r"^\| `([\w/.]+)`", table, flags=re.MULTILINE)
+    assert len(files) >= 8
+    assert [file for file in files if not (ROOT / file).exists()] == []
+
+
+def test_versions_are_those_of_the_constraints():
+    constraints = (ROOT / "constraints.txt").read_text()
+    section = README.split("## Versions")[1]
+    for name in ("torch", "transformers", "accelerate"):
+        version = re.search(rf"{name} (\d+\.\d+)", section)[1]
+        assert re.search(rf"^{name}=={re.escape(version)}\.", constraints, flags=re.MULTILINE)
