@@ -330,7 +330,7 @@ def test_a_pickle_holds_no_tokens(tmp_path):
 
 def test_wrong_uses_of_shards(tmp_path, byte_tokenizer, tiny_tokenizer):
     write(tmp_path, byte_tokenizer, ["abcdefgh"], 4)
-    with pytest.raises(ValueError, match="^block_length is 1, but predicting a token takes at least 2.$"):
+    with pytest.raises(ValueError, match=r"^block_length is 1, but predicting"):
         TokenShards(tmp_path, 1)
     with pytest.raises(
         ValueError, match=r"^The train split of .* has 5 tokens, fewer than one block of 6; give more "
@@ -493,7 +493,7 @@ def test_standard_input_and_a_new_tokenizer(tmp_path, byte_tokenizer):
         ValueError, match=r"a has shards, and standard input cannot be read again to go on; delete it\.$"
     ):
         prepare(*arguments, "--tokenizer", tmp_path / "bytes", stdin="more")
-    with pytest.raises(ValueError, match="^Standard input can be read only once: train the tokenizer on files"):
+    with pytest.raises(ValueError, match=r"^Standard input can be read only once: train the tokenizer on files"):
         prepare("--input", "-", "--output", tmp_path / "b", "--train_tokenizer", "300", stdin="one")
     (tmp_path / "text.txt").write_text("the cat and the rat and the hat\n" * 50)
     prepare("--input", tmp_path / "*.txt", "--output", tmp_path / "c", "--train_tokenizer", "270")

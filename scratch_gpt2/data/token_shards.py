@@ -191,6 +191,20 @@ def batches(pieces: Iterable[tuple[str, bool]], skip: int) -> Iterator[list[tupl
 def batch_encoder(tokenizer: PreTrainedTokenizerBase):
     """A function from a list of texts to a list of id arrays, with tiktoken where the vocabulary is GPT-2's."""
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    if not is_gpt2(tokenizer):
+        return plain_encoder(tokenizer, dtype)
+    gpt2 = tiktoken.get_encoding("gpt2")
+
+    def encode(texts: list[str]) -> list[np.ndarray]:
+        try:
+            return [gpt2.encode_to_numpy(text, disallowed_special=()).astype(dtype) for text in texts]
+        except ValueError:  # tiktoken's regular expressions give up at a million spaces in a row
+            return plain_encoder(tokenizer, dtype)(texts)
+
+    return encode
+
+
+def plain_encoder(tokenizer: PreTrainedTokenizerBase, dtype: type):
     # A copy, because reading special tokens as ordinary text is a setting of the whole tokenizer.
     copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     copy.encode_special_tokens = True
@@ -200,17 +214,7 @@ def batch_encoder(tokenizer: PreTrainedTokenizerBase):
     def encode(texts: list[str]) -> list[np.ndarray]:
         return [np.array(e.ids, dtype) for e in copy.encode_batch_fast(texts, add_special_tokens=False)]
 
-    if not is_gpt2(tokenizer):
-        return encode
-    gpt2 = tiktoken.get_encoding("gpt2")
-
-    def encode_gpt2(texts: list[str]) -> list[np.ndarray]:
-        try:
-            return [gpt2.encode_to_numpy(text, disallowed_special=()).astype(dtype) for text in texts]
-        except ValueError:  # tiktoken's regular expressions give up at a million spaces in a row
-            return encode(texts)
-
-    return encode_gpt2
+    return encode
 
 
 def is_gpt2(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -5,9 +5,10 @@
 
 The text becomes documents of about 4,000 characters, as web pages are, in a .jsonl file. Every contender reads that
 file, tokenizes it with GPT-2's BPE, ends each document with <|endoftext|> and writes uint16 .npy; ours also makes
-checksums, counts bytes and syncs to disk. Each run has a process of its own, in turns, and the time excludes imports
-and loading the vocabulary. The tokens must be equal. Memory is the peak of the process over what it held before,
-at the size of the text and at four times that. Needs GPT-2's vocabulary: a network, or TIKTOKEN_CACHE_DIR.
+checksums, counts bytes and syncs to disk. Each run has a process of its own, in turns, with the text once and four
+times; the time excludes imports and loading the vocabulary. The tokens must be equal. Numbers are medians; memory is
+the peak over what the process held before, the pool's workers left out. On a busy machine compare the seconds of CPU.
+Needs GPT-2's vocabulary: a network, or TIKTOKEN_CACHE_DIR.
 """
 
 import argparse
@@ -117,7 +118,8 @@ def run_alone(name: str, file: Path) -> dict:
     return json.loads(output.splitlines()[-1])
 
 
-def compare(texts: list[str], rounds: int) -> dict:
+def compare(texts: list[str], rounds: int) -> list[dict]:
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
     with tempfile.TemporaryDirectory() as folder:
         file, large = Path(folder, "text.jsonl"), Path(folder, "four_times.jsonl")
         with open(file, "w") as lines:
@@ -125,27 +127,22 @@ def compare(texts: list[str], rounds: int) -> dict:
                 for start in range(0, len(text), DOCUMENT_CHARACTERS):
                     lines.write(json.dumps({"text": text[start : start + DOCUMENT_CHARACTERS]}) + "\n")
         large.write_bytes(file.read_bytes() * 4)
-        runs = {name: [] for name in CONTENDERS}
+        runs = {(name, size): [] for size in (file, large) for name in CONTENDERS}
         for _ in range(rounds):
-            for name, results in runs.items():
-                results.append(run_alone(name, file))
-        four_times = [run_alone("scratch_gpt2", large) for _ in range(rounds)]
-    if len({result["sha256"] for results in runs.values() for result in results}) != 1:
-        raise RuntimeError("The contenders' tokens differ.")
-    megabytes = sum(len(text.encode()) for text in texts) / 1e6
-    summary = {name: summarise(results, megabytes) for name, results in runs.items()}
-    summary["scratch_gpt2, 4 times the text"] = summarise(four_times, 4 * megabytes)
-    for result in summary.values():
-        result["speed"] = result["mb_per_second"] / summary["scratch_gpt2"]["mb_per_second"]
-    return {"megabytes": megabytes, "rounds": rounds, "results": summary}
+            for (name, size), results in runs.items():
+                results.append(run_alone(name, size))
+    summary = []
+    for size, factor in ((file, 1), (large, 4)):
+        if len({result["sha256"] for name in CONTENDERS for result in runs[name, size]}) != 1:
+            raise RuntimeError("The contenders' tokens differ.")
+        summary += [{"name": name, **summarise(runs[name, size], factor * megabytes)} for name in CONTENDERS]
+    return summary
 
 
 def summarise(results: list[dict], megabytes: float) -> dict:
-    medians = {
-        key: statistics.median(result[key] for result in results)
-        for key in ("seconds", "cpu_seconds", "cores", "peak_mb")
-    }
-    return {**medians, "tokens": results[0]["tokens"], "mb_per_second": megabytes / medians["seconds"]}
+    keys = ("seconds", "cpu_seconds", "cores", "peak_mb")
+    medians = {key: statistics.median(result[key] for result in results) for key in keys}
+    return {"megabytes": megabytes, **medians, "mb_per_second": megabytes / medians["seconds"]}
 
 
 def main():
@@ -158,15 +155,14 @@ def main():
     if args.only:
         print(json.dumps(measure(args.only, args.text[0])))
         return
-    result = compare([Path(file).read_text(encoding="utf-8") for file in args.text], args.rounds)
-    print(f"{result['megabytes']:.1f} MB of text, medians of {args.rounds} runs")
-    for name, r in result["results"].items():
+    summary = compare([Path(file).read_text(encoding="utf-8") for file in args.text], args.rounds)
+    for r in summary:
         print(
-            f"{name:31} {r['seconds']:6.2f} s  {r['mb_per_second']:6.2f} MB/s  {r['speed']:5.2f} of ours  "
+            f"{r['name']:21} {r['megabytes']:5.1f} MB  {r['seconds']:6.2f} s  {r['mb_per_second']:6.2f} MB/s  "
             f"{r['cpu_seconds']:5.2f} s of CPU  {r['cores']:4.2f} cores  peak +{r['peak_mb']:.0f} MB"
         )
     if args.json:
-        Path(args.json).write_text(json.dumps(result, indent=1) + "\n")
+        Path(args.json).write_text(json.dumps(summary, indent=1) + "\n")
 
 
 if __name__ == "__main__":
