@@ -83,6 +83,8 @@ class ScratchGPT2Attention(nn.Module):
     def forward(self, hidden_states, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
         batch_and_length = hidden_states.shape[:-1]
         heads = (*batch_and_length, -1, self.head_dim)
+        if torch.is_autocast_enabled(hidden_states.device.type):  # one cast to keep for backward instead of three
+            hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
         query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # (B, T, C) -> (B, H, T, D)
         key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
         value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
