@@ -91,12 +91,13 @@ def measure(name: str, file: str) -> dict:
         held, cpu, start = memory_mb("VmRSS"), cpu_seconds(), time.perf_counter()
         run()
         seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
+        peak = memory_mb("VmHWM")
         shards = [np.load(shard) for shard in sorted(Path(folder).glob("*.npy"))]
         return {
             "seconds": seconds,
             "cpu_seconds": cpu,
             "cores": cpu / seconds,
-            "peak_mb": memory_mb("VmHWM") - held,
+            "peak_mb": peak - held,
             "tokens": sum(map(len, shards)),
             "sha256": hashlib.sha256(np.concatenate(shards)).hexdigest(),
         }
