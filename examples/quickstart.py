@@ -28,7 +28,7 @@ from scratch_gpt2.training.optimizers import muon_for_trainer
 from scratch_gpt2.training.plots import plot_history
 
 LEARNING_RATE = 5e-3  # Muon bears a high one, and in so few steps learns far more than AdamW
-PROMPTS = ["The statement", "def read_lines(path):", "Return a"]
+PROMPTS = ["The statement", "def read_lines(path):", "If the argument is"]
 
 # Run in a process of its own, which knows nothing but the folder.
 LOAD = """\
@@ -54,7 +54,7 @@ class Arguments:
     output: str = field(default="runs/quickstart", metadata={"help": "Folder for the model and the loss curve."})
     prompt: list[str] = field(default_factory=lambda: PROMPTS, metadata={"help": "Texts for the model to continue."})
     steps: int = field(default=700, metadata={"help": "Updates of the weights."})
-    seconds: float = field(default=170, metadata={"help": "Training ends after this time, however far it has come."})
+    seconds: float = field(default=180, metadata={"help": "Training ends after this time, however far it has come."})
     seed: int = field(default=0, metadata={"help": "Seed of the weights, of the order of the rows, of the samples."})
     smoke: bool = field(default=False, metadata={"help": "A far smaller model, a few steps, a part of the text."})
 

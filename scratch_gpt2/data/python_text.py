@@ -11,8 +11,8 @@ NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test
 def python_documents(docstrings: bool) -> list[str]:
     """The language reference, topic by topic, and the docstrings of the standard library, module by module.
 
-    The modules are read, not imported. A paragraph that comes again, as in topics that contain others, is left out, so
-    that nothing in the validation part has been seen in training.
+    The modules are read, not imported. Left out are paragraphs of interpreter sessions, which are hardly prose, and
+    those that come again, as in topics that contain others: nothing in a validation part shall be seen in training.
     """
     documents = list(topics.values())
     if docstrings:
@@ -20,8 +20,11 @@ def python_documents(docstrings: bool) -> list[str]:
         files = sorted(library.rglob("*.py"))
         documents += [read_docstrings(f) for f in files if not NOT_THE_LIBRARY & set(f.relative_to(library).parts)]
     seen = set()
-    fresh = [[p for p in text.split("\n\n") if not (p in seen or seen.add(p))] for text in documents]
-    return ["\n\n".join(paragraphs) for paragraphs in fresh if paragraphs]
+    kept = []
+    for text in documents:
+        paragraphs = [p for p in text.split("\n\n") if ">>>" not in p and not (p in seen or seen.add(p))]
+        kept.append("\n\n".join(paragraphs))
+    return [text for text in kept if text.strip()]
 
 
 def read_docstrings(file: Path) -> str:
