@@ -28,7 +28,7 @@ from scratch_gpt2.training.optimizers import muon_for_trainer
 from scratch_gpt2.training.plots import plot_history
 
 LEARNING_RATE = 5e-3  # Muon bears a high one, and in so few steps learns far more than AdamW
-PROMPTS = ["The statement", "def read_lines(path):", "If the argument is"]
+PROMPTS = ["The statement", "If the argument is", "Return a"]
 
 # Run in a process of its own, which knows nothing but the folder.
 LOAD = """\

@@ -28,14 +28,7 @@ def python_documents(docstrings: bool) -> list[str]:
 
 
 def read_docstrings(file: Path) -> str:
-    """Every docstring of a module, under the line that defines what it describes."""
-    texts = []
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if not isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) or not ast.get_docstring(node):
-            continue
-        if isinstance(node, ast.ClassDef):
-            texts.append(f"class {node.name}:\n")
-        elif isinstance(node, ast.FunctionDef):
-            texts.append(f"def {node.name}({ast.unparse(node.args)}):\n")
-        texts.append(ast.get_docstring(node) + "\n\n")
-    return "".join(texts)
+    """The docstrings of a module, its classes and their functions."""
+    described = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(file.read_bytes())) if isinstance(node, described)]
+    return "\n\n".join(docstring for node in nodes if (docstring := ast.get_docstring(node)))
