@@ -33,9 +33,10 @@ from scratch_gpt2 import ScratchGPT2Config
 from scratch_gpt2.cli import run_main
 from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
 from scratch_gpt2.data.token_shards import TokenShards, read_index
+from scratch_gpt2.evaluation.hellaswag import Example, read_hellaswag
 from scratch_gpt2.tokenization import load_tokenizer
 from scratch_gpt2.training.arguments import GPT3_RECIPE, TOKENS_PER_STEP, TRAINER_DEFAULTS, accumulation_steps
-from scratch_gpt2.training.callbacks import LogCallback, SampleCallback, known_peak_flops
+from scratch_gpt2.training.callbacks import HellaSwagCallback, LogCallback, SampleCallback, known_peak_flops
 from scratch_gpt2.training.checkpoints import list_checkpoints, newest_intact_checkpoint
 from scratch_gpt2.training.pretraining import (
     PretrainingTrainer,
@@ -96,6 +97,9 @@ class RunArguments:
     resume: bool = field(default=False, metadata={"help": "Continue from the newest complete checkpoint."})
     sample_steps: int = field(default=500, metadata={"help": "Show a sample text every so many steps; 0: never."})
     prompt: str = field(default="", metadata={"help": "What the samples begin with."})
+    hellaswag: str | None = field(default=None, metadata={"help": "HellaSwag's validation data, original jsonl."})
+    hellaswag_steps: int = field(default=250, metadata={"help": "Log its accuracy every so many steps; 0: never."})
+    hellaswag_rows: int = field(default=200, metadata={"help": "Use so many of its rows, spread over the file."})
     peak_flops: float | None = field(
         default=None, metadata={"help": "Peak FLOP/s of one device, for the utilisation; known for common GPUs."}
     )
@@ -142,6 +146,16 @@ def open_data(data_args, model_args, run_args, args) -> tuple[str, object]:
     return str(folder), text_to_shards(data, folder, name, vocab_size)
 
 
+def hellaswag_examples(run_args) -> list[Example]:
+    if run_args.hellaswag is None or not run_args.hellaswag_steps:
+        return []
+    if run_args.hellaswag_rows < 1:
+        raise ValueError(f"hellaswag_rows is {run_args.hellaswag_rows} but must be at least 1.")
+    examples = read_hellaswag(run_args.hellaswag)
+    rows = min(run_args.hellaswag_rows, len(examples))
+    return [examples[i * len(examples) // rows] for i in range(rows)]
+
+
 def describe(trainer: PretrainingTrainer, optimizer: str, checkpoint: str | None) -> str:
     """What was derived, one line each."""
     config, args, tokens_per_step = trainer.model.config, trainer.args, trainer.tokens_per_step
@@ -170,6 +184,7 @@ def main():
     model_args, data_args, run_args, args = parse_arguments()
     check_launch(args)
     checkpoint = checkpoint_to_resume(args.output_dir, run_args.resume)
+    examples = hellaswag_examples(run_args)
     set_seed(args.seed)
 
     sizes = {name: getattr(model_args, name) for name in ("n_layer", "n_embd", "n_head", "n_positions")}
@@ -214,6 +229,8 @@ def main():
         processing_class=tokenizer,
         callbacks=callbacks,
     )
+    if examples:
+        trainer.add_callback(HellaSwagCallback(trainer, tokenizer, examples, run_args.hellaswag_steps))
     if trainer.is_world_process_zero():
         print(describe(trainer, run_args.optimizer, checkpoint), flush=True)
     trainer.train(resume_from_checkpoint=checkpoint)

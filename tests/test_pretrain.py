@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,10 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
+from scratch_gpt2.evaluation.hellaswag import hellaswag_accuracy, read_hellaswag
+from scratch_gpt2.training import callbacks
 from scratch_gpt2.training.arguments import GPT3_RECIPE, TRAINER_DEFAULTS, accumulation_steps
-from scratch_gpt2.training.callbacks import flops_per_token
+from scratch_gpt2.training.callbacks import HellaSwagCallback, flops_per_token
 from scratch_gpt2.training.checkpoints import find_fault, newest_intact_checkpoint
 from scratch_gpt2.training.pretraining import PretrainingTrainer, check_launch, check_same_sizes, model_to_continue
 
@@ -270,8 +273,12 @@ def test_the_script_leaves_a_model_that_can_be_used(straight_run):
     assert [path.name for path in sorted((straight_run / "samples").iterdir())] == ["step-4.txt", "step-8.txt"]
 
 
+def read_log(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
 def test_the_log_has_every_step_and_evaluation(straight_run):
-    entries = [json.loads(line) for line in (straight_run / "log.jsonl").read_text().splitlines()]
+    entries = read_log(straight_run)
     steps = [entry for entry in entries if "loss" in entry]
     assert [entry["step"] for entry in steps] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert {"grad_norm", "learning_rate", "tokens_per_second"} <= steps[0].keys()
@@ -315,6 +322,56 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     assert len(logs[0]) == 8 and logs[0] == logs[1]
 
 
+@pytest.fixture(scope="module")
+def hellaswag_file(tmp_path_factory):
+    """Three rows that differ in their right ending."""
+    endings = ["is on the mat.", "sat.", "is the rat of the hat.", "a cat"]
+    texts = {"activity_label": "Cats", "ctx_a": "The cat sat on the mat.", "ctx_b": "the cat", "endings": endings}
+    path = tmp_path_factory.mktemp("hellaswag") / "rows.jsonl"
+    path.write_text("".join(json.dumps(texts | {"ind": label, "label": label}) + "\n" for label in (1, 0, 1)))
+    return path
+
+
+def test_hellaswag_is_logged_and_changes_nothing(straight_run, book, hellaswag_file, tmp_path, monkeypatch):
+    options = {"--data": book, "--output_dir": tmp_path, "--optimizer": "muon", "--save_strategy": "no"}
+    options |= {"--hellaswag": hellaswag_file, "--hellaswag_steps": 3, "--hellaswag_rows": 2}
+    run_script(monkeypatch, NEW | SMALL | options)
+    entries = read_log(tmp_path)
+    logged = {entry["step"]: entry for entry in entries if "hellaswag_accuracy" in entry}
+    assert list(logged) == [3, 6, 8]
+    losses = [[entry["loss"] for entry in log if "loss" in entry] for log in (entries, read_log(straight_run))]
+    assert len(losses[0]) == 8 and losses[0] == losses[1]
+
+    model = ScratchGPT2ForCausalLM.from_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    expected = hellaswag_accuracy(model, tokenizer, read_hellaswag(hellaswag_file)[:2])
+    assert logged[8]["hellaswag_accuracy"] == expected.accuracy
+    assert logged[8]["hellaswag_accuracy_norm"] == expected.accuracy_norm
+    weights = load_file(straight_run / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "model.safetensors").items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+def test_trackers_get_hellaswag_and_its_time_is_not_trainings(tiny_tokenizer, hellaswag_file, tmp_path, monkeypatch):
+    seen = []
+
+    class Tracker(transformers.TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append(dict(logs))
+
+    trainer = make_trainer(tmp_path, max_steps=4, save_strategy="no", logging_steps=4, callbacks=[Tracker()])
+    trainer.model = ScratchGPT2ForCausalLM(tiny_config(vocab_size=290))
+    callback = HellaSwagCallback(trainer, tiny_tokenizer, read_hellaswag(hellaswag_file), every=1)
+    trainer.add_callback(callback)
+    score = callbacks.score_examples
+    monkeypatch.setattr(callbacks, "score_examples", lambda *arguments: time.sleep(0.5) or score(*arguments))
+    trainer.train()
+    shares = [logs for logs in seen if "hellaswag_accuracy" in logs]
+    assert len(shares) == 4 and {"hellaswag_accuracy", "hellaswag_accuracy_norm"} <= shares[0].keys()
+    (speed,) = (logs["tokens_per_second"] for logs in seen if "tokens_per_second" in logs)
+    assert speed > 4 * LENGTH / 0.5
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -329,10 +386,13 @@ runpy.run_path(sys.argv[0], run_name="__main__")
         ({"--data": "BOOK", "--block_length": 32}, r"32 tokens, but the model's n_positions is 16"),
         ({"--data": "BOOK", "--tokens_per_step": 65536}, r"\d+ blocks, but a step takes 4096"),
         ({"--data": "BOOK", "--model": "MODEL"}, r"--n_layer is for a new model"),
+        ({"--data": "BOOK", "--hellaswag": "EMPTY"}, r"empty.txt holds no example"),
+        ({"--data": "BOOK", "--hellaswag": "ROWS", "--hellaswag_rows": 0}, r"hellaswag_rows is 0 but must be"),
+        ({"--data": "BOOK", "--hellaswag": "ROWS", "--n_positions": 4}, r"but the model has only 4 positions"),
     ],
 )
-def test_bad_input(options, message, book, tmp_path, monkeypatch):
-    paths = {"BOOK": book} | {name: tmp_path / name.lower() for name in ("FOLDER", "MODEL")}
+def test_bad_input(options, message, book, hellaswag_file, tmp_path, monkeypatch):
+    paths = {"BOOK": book, "ROWS": hellaswag_file} | {name: tmp_path / name.lower() for name in ("FOLDER", "MODEL")}
     paths |= {name: tmp_path / f"{name.lower()}.txt" for name in ("EMPTY", "DAMAGED")}
     paths["EMPTY"].touch()
     paths["DAMAGED"].write_bytes(b"abc \xff def" * 100)

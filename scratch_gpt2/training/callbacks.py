@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+from ..evaluation.hellaswag import Example, check_fits, encode_example, score_examples, summarize
 
 logger = logging.getLogger(__name__)
 
@@ -125,6 +127,32 @@ class SampleCallback(TrainerCallback):
             )
         model.train(was_training)
         return self.tokenizer.decode(output[0], skip_special_tokens=True)
+
+
+class HellaSwagCallback(TrainerCallback):
+    """Logs `hellaswag_accuracy` and `hellaswag_accuracy_norm` (see `evaluation/hellaswag.py`) every so many steps and
+    at the end.
+
+    Add it to a `PretrainingTrainer` that exists, since only a trainer can log: `trainer.add_callback(...)`. Its time
+    does not count as training. Every process takes part, since under FSDP none has the whole model.
+
+    Raises ValueError for an example that does not fit the trainer's model.
+    """
+
+    def __init__(self, trainer: Trainer, tokenizer: PreTrainedTokenizerBase, examples: list[Example], every: int):
+        self.trainer = trainer
+        self.examples = [encode_example(tokenizer, example) for example in examples]
+        self.every = every
+        check_fits(trainer.model, self.examples)
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        if state.global_step % self.every != 0 and state.global_step != state.max_steps:
+            return
+        result = summarize(score_examples(model, self.examples))
+        should_log = control.should_log
+        self.trainer.log({"hellaswag_accuracy": result.accuracy, "hellaswag_accuracy_norm": result.accuracy_norm})
+        control.should_log = should_log  # which logging has cleared, though this step's loss is still to be logged
+        self.trainer.speed.on_evaluate(args, state, control)
 
 
 class LogCallback(TrainerCallback):
