@@ -213,9 +213,6 @@ def main():
     if checkpoint:
         check_same_sizes(model, checkpoint)
 
-    callbacks = [LogCallback()]
-    if run_args.sample_steps:
-        callbacks.append(SampleCallback(tokenizer, run_args.prompt, run_args.sample_steps))
     trainer = PretrainingTrainer(
         model,
         args,
@@ -227,8 +224,10 @@ def main():
         train_dataset=train,
         eval_dataset=validation,
         processing_class=tokenizer,
-        callbacks=callbacks,
+        callbacks=[LogCallback()],
     )
+    if run_args.sample_steps:
+        trainer.add_callback(SampleCallback(trainer, tokenizer, run_args.prompt, run_args.sample_steps))
     if examples:
         trainer.add_callback(HellaSwagCallback(trainer, tokenizer, examples, run_args.hellaswag_steps))
     if trainer.is_world_process_zero():

@@ -45,9 +45,9 @@ class CountingTokenizer:
 
 
 def train(output_dir, optimizer, passes, resume_from_checkpoint=None):
-    sample = SampleCallback(CountingTokenizer(), "", every=3, max_new_tokens=4)
     options = {"dropout": 0.0, "rows": 16, "gradient_accumulation_steps": passes, "save_steps": 3}
-    trainer = make_trainer(output_dir, optimizer, callbacks=[sample], **options)
+    trainer = make_trainer(output_dir, optimizer, **options)
+    trainer.add_callback(SampleCallback(trainer, CountingTokenizer(), "", every=3, max_new_tokens=4))
     trainer.train(resume_from_checkpoint=resume_from_checkpoint)
     return trainer
 

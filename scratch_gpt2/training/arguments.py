@@ -25,7 +25,6 @@ TRAINER_DEFAULTS = {
     "eval_steps": 250,
     "save_steps": 1000,
     "save_total_limit": 3,
-    "dataloader_drop_last": True,
     "dataloader_pin_memory": torch.cuda.is_available(),
     "ddp_find_unused_parameters": False,
     "prediction_loss_only": True,

@@ -59,9 +59,10 @@ class SpeedCallback(TrainerCallback):
     def __init__(self):
         self.seconds = 0.0
         self.steps = 0
-        self.mark = time.perf_counter()
+        self.restart()
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def restart(self) -> None:
+        """Leave out the time since the last step."""
         self.mark = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
@@ -69,9 +70,9 @@ class SpeedCallback(TrainerCallback):
         self._add_time()
 
     def on_evaluate(self, args, state, control, **kwargs):
-        self.mark = time.perf_counter()
+        self.restart()
 
-    on_save = on_evaluate
+    on_train_begin = on_save = on_evaluate
 
     def _add_time(self):
         now = time.perf_counter()
@@ -89,11 +90,20 @@ class SpeedCallback(TrainerCallback):
 class SampleCallback(TrainerCallback):
     """Continues `prompt` every so many steps, prints the text and writes it to samples/step-N.txt.
 
-    The samples are drawn with a random state of their own, so that training does not depend on them. Every process
-    takes part, since under FSDP none has the whole model.
+    The samples are drawn with a random state of their own, so that training does not depend on them. Add it to a
+    `PretrainingTrainer` that exists; its time does not count as training. Every process takes part, since under FSDP
+    none has the whole model.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: str, every: int, max_new_tokens: int = 60):
+    def __init__(
+        self,
+        trainer: Trainer,
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: str,
+        every: int,
+        max_new_tokens: int = 60,
+    ):
+        self.trainer = trainer
         self.tokenizer = tokenizer
         self.prompt_ids = torch.tensor([tokenizer(prompt).input_ids or [tokenizer.eos_token_id]])
         self.every = every
@@ -108,6 +118,7 @@ class SampleCallback(TrainerCallback):
             folder = Path(args.output_dir, "samples")
             folder.mkdir(parents=True, exist_ok=True)
             (folder / f"step-{state.global_step}.txt").write_text(text + "\n", encoding="utf-8")
+        self.trainer.speed.restart()
 
     def sample(self, model, seed: int) -> str:
         ids = self.prompt_ids.to(next(model.parameters()).device)
@@ -152,7 +163,7 @@ class HellaSwagCallback(TrainerCallback):
         should_log = control.should_log
         self.trainer.log({"hellaswag_accuracy": result.accuracy, "hellaswag_accuracy_norm": result.accuracy_norm})
         control.should_log = should_log  # which logging has cleared, though this step's loss is still to be logged
-        self.trainer.speed.on_evaluate(args, state, control)
+        self.trainer.speed.restart()
 
 
 class LogCallback(TrainerCallback):
