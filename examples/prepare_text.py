@@ -7,7 +7,7 @@
 
 Stopped at any point, even by kill -9 or a full disk, the same command goes on where it was, except for standard input.
 What is finished is read once more for that, which from the Hub means downloaded, but not tokenized. The first shard is
-for validation; the tokenizer is kept in OUTPUT/tokenizer.
+for validation, of a small text a tenth; the tokenizer is kept in OUTPUT/tokenizer.
 
 On several machines, each takes a part of the same input into a folder that all of them see, and one merges:
 
@@ -18,6 +18,13 @@ On several machines, each takes a part of the same input into a folder that all 
 A cluster's engine only has to start these commands, one a task: with Slurm, `sbatch --array=0-15` on a script that
 says `--part $SLURM_ARRAY_TASK_ID/16`, then `sbatch --dependency=afterok:JOB` for the merge. A part that fails is
 started again and goes on. From the Hub a part downloads its own files only, if N divides their number; take such an N.
+With datatrove a function is a step of the pipeline, for its Slurm and Ray executors too; save the tokenizer beside:
+
+    def write_part(documents, rank, world_size):
+        pieces = ((document.text, True) for document in documents)
+        folder = f"shards/web/part_{rank:05d}"
+        write_token_shards(pieces, load_tokenizer("shards/web/tokenizer"), folder, "web", part=(rank, world_size))
+    LocalPipelineExecutor([ParquetReader("web"), write_part], tasks=2, workers=2).run()
 """
 
 import contextlib
@@ -32,15 +39,9 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 from scratch_gpt2.cli import offline_unless_hub_answers, run_main
+from scratch_gpt2.data.encoding import tokenizer_fingerprint
 from scratch_gpt2.data.text_sources import find_files, read_files, read_hub, take_part
-from scratch_gpt2.data.token_shards import (
-    INDEX,
-    SHARD_TOKENS,
-    merge_parts,
-    tokenizer_fingerprint,
-    verify,
-    write_token_shards,
-)
+from scratch_gpt2.data.token_shards import INDEX, SHARD_TOKENS, merge_parts, verify, write_token_shards
 from scratch_gpt2.tokenization import load_tokenizer, train_tokenizer
 
 
@@ -169,9 +170,9 @@ def shard_size(args: Arguments, files: list[str]) -> int:
         if args.shard_tokens < 1:
             raise ValueError(f"--shard_tokens is {args.shard_tokens} but must be at least 1.")
         return args.shard_tokens
-    if args.hub or "-" in files or any(file.endswith(".parquet") for file in files):
+    if args.hub or "-" in files:
         return SHARD_TOKENS
-    tokens = sum(map(size_of, files)) // 4  # English has about 4 bytes a token
+    tokens = sum(map(size_of, files)) // 4  # English has about 4 bytes a token, a parquet file packs more into them
     return min(SHARD_TOKENS, max(1, tokens // 20))
 
 

@@ -9,8 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from scratch_gpt2.data import text_sources
+from scratch_gpt2.data.encoding import batch_encoder
 from scratch_gpt2.data.text_sources import find_files, read_files, read_hub, split_text, take_part
-from scratch_gpt2.data.token_shards import batch_encoder
 
 AWKWARD = ["a", "The", "don't", "'s", "42", "!", "--", "é", "日本", "🙂", " ", "  ", "\t", "\n", "\n\n", "\r\n", "\r"]
 AWKWARD += ["\u00a0", "\u2028", "\x1f", "<|endoftext|>", "e\u0301"]
@@ -140,9 +140,9 @@ BAD_FILES = {
     "latin.txt": (b"caf\xe9", "FILE is not UTF-8 (byte 0xe9); convert it, e.g. with iconv."),
     "latin.jsonl": (b'{"text": "caf\xe9"}', "FILE is not UTF-8 (byte 0xe9); convert it, e.g. with iconv."),
     "broken.jsonl": (b'{"text": "a"}\n{"text": ', "FILE, line 2 is not JSON: Expecting value."),
-    "list.jsonl": (b"[1]", "FILE, line 1 is not a JSON object with a column 'text'."),
+    "list.jsonl": (b"[1]", "FILE, line 1 is not a JSON object with a column for the text."),
     "other.jsonl": (b'{"body": "x", "n": 1}', "FILE, line 1 has no text in column 'text'; its columns are body, n."),
-    "null.jsonl": (b'{"text": null}', "FILE, line 1 has no text in column 'text'; its columns are text."),
+    "number.jsonl": (b'\n{"text": 7}', "FILE, line 2 has no text in column 'text'; its columns are text."),
     "damaged.parquet": (b"PAR1 not", "FILE is not a parquet file or is damaged: "),
 }
 
@@ -160,15 +160,25 @@ def test_a_bad_file_is_named_in_one_sentence(tmp_path, name):
 
 def test_half_a_surrogate_pair_is_refused(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "\\ud83d"}')
-    with pytest.raises(ValueError, match="half of a surrogate pair"):
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 1: The text is not valid .* half of a surrogate pair"):
         list(read_files([str(tmp_path / "a.jsonl")]))
+
+
+def test_rows_without_text_are_left_out_and_counted(tmp_path, caplog):
+    (tmp_path / "a.jsonl").write_text('{"text": null}\n\n{"text": "one"}\n{"text": null}\n')
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["two", None]}), tmp_path / "b.parquet")
+    assert list(read_files([f"{tmp_path}/a.jsonl", f"{tmp_path}/b.parquet"])) == [("one", True), ("two", True)]
+    assert caplog.messages == [
+        f"{tmp_path}/a.jsonl, line: 2 rows were left out, because their text is null.",
+        f"{tmp_path}/b.parquet, row: 1 rows were left out, because their text is null.",
+    ]
 
 
 def test_a_parquet_file_without_the_column(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a\.parquet has no column 'text'; its columns are body, n\.$"):
         list(read_files([str(tmp_path / "a.parquet")]))
-    with pytest.raises(ValueError, match="has no text in column 'n'; its columns are n"):
+    with pytest.raises(ValueError, match=r"a\.parquet, row 1 has no text in column 'n'; its columns are n"):
         list(read_files([str(tmp_path / "a.parquet")], text_column="n"))
 
 

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
@@ -23,7 +25,7 @@ from torch.utils.data.distributed import DistributedSampler
 from transformers import PreTrainedTokenizerFast
 
 from scratch_gpt2 import ScratchGPT2Config
-from scratch_gpt2.data import token_shards
+from scratch_gpt2.data import encoding, token_shards
 from scratch_gpt2.data.token_shards import TokenShards, merge_parts, verify, write_token_shards
 from scratch_gpt2.tokenization import load_tokenizer, train_tokenizer
 
@@ -67,8 +69,9 @@ def write_by_hand(folder, *shards):
         file = folder / f"shard_{number:05d}.npy"
         np.save(file, np.array(tokens, np.uint16))
         split = "train" if number else "validation"
-        entries.append({"file": file.name, "split": split, "tokens": len(tokens), "bytes": 3 * len(tokens)})
-    index = {"format": 1, "tokenizer": "none", "vocab_size": 1000, "shards": entries, "complete": True}
+        size = {"tokens": len(tokens), "bytes": 3 * len(tokens), "file_bytes": file.stat().st_size}
+        entries.append({"file": file.name, "split": split, **size})
+    index = {"format": 2, "tokenizer": "none", "vocab_size": 1000, "shards": entries, "complete": True}
     (folder / "index.json").write_text(json.dumps(index))
     return folder
 
@@ -100,8 +103,8 @@ def test_bytes_are_those_of_the_text(tmp_path, tiny_tokenizer):
 
 
 def test_more_than_65536_tokens_take_uint32(tmp_path, word_tokenizer):
-    index = write(tmp_path, word_tokenizer, ["w69999 w3", "w65536", "w7"], 4)
-    assert stored(tmp_path) == [[69999, 3, 0, 65536], [0, 7, 0]]
+    index = write(tmp_path, word_tokenizer, ["w69999 w3", "w65536", "w7 w8"], 4)
+    assert stored(tmp_path) == [[69999, 3, 0, 65536], [0, 7, 8, 0]]
     assert np.load(tmp_path / "shard_00001.npy").dtype == np.uint32
     assert index["vocab_size"] == 70_000
     assert TokenShards(tmp_path, 2).bytes_per_token() is None  # not a byte-level vocabulary
@@ -118,39 +121,61 @@ def test_end_of_text_in_a_text_is_ordinary_characters(tmp_path, gpt2_tokenizer, 
     assert byte_tokenizer("<|endoftext|>")["input_ids"] == [EOS]  # the tokenizer itself was not changed
 
 
-def test_both_encoders_agree(monkeypatch, gpt2_tokenizer):
-    texts = ["The cat's <|endoftext|> hat\r\n\n  日本 🙂", " ", "a" * 1000, "a" + 10 * "\n"]
-    fast = token_shards.batch_encoder(gpt2_tokenizer)(texts)
-    monkeypatch.setattr(token_shards, "is_gpt2", lambda _: False)
-    plain = token_shards.batch_encoder(gpt2_tokenizer)(texts)
-    assert [ids.tolist() for ids in fast] == [ids.tolist() for ids in plain]
-    assert {ids.dtype for ids in [*fast, *plain]} == {np.dtype(np.uint16)}
-
-
-def test_a_million_spaces_that_tiktoken_gives_up_at(gpt2_tokenizer):
-    (ids,) = token_shards.batch_encoder(gpt2_tokenizer)(["a" + " " * 1_000_000])
-    assert ids.tolist() == [64] + [220] * 1_000_000
-
-
 def test_documents_keep_their_order_on_many_threads(tmp_path, monkeypatch, byte_tokenizer):
-    monkeypatch.setattr(token_shards, "BATCH_CHARACTERS", 20)
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 20)
     write(tmp_path, byte_tokenizer, [text for text, _ in DOCUMENTS], 100)
     expected = list(itertools.chain(*(byte_tokenizer(text)["input_ids"] + [EOS] for text, _ in DOCUMENTS)))
     assert list(itertools.chain(*stored(tmp_path))) == expected
 
 
-@pytest.mark.parametrize("texts", [[], [""], ["abc"], ["ab"]])
-def test_a_text_for_validation_alone_is_too_short(tmp_path, byte_tokenizer, texts):
-    with pytest.raises(ValueError, match=r"^The text has only \d tokens, all of them in the first shard of 4, "):
+@pytest.mark.parametrize("texts", [[], [""]])
+def test_less_than_two_tokens_are_too_few(tmp_path, byte_tokenizer, texts):
+    with pytest.raises(ValueError, match=r"^The text has only 0 tokens, too few to train and to validate on; give m"):
         write(tmp_path, byte_tokenizer, texts, 4)
-    assert sum(file.name == "index.json" for file in tmp_path.glob("*")) == (texts == ["abc"])
+    assert list(tmp_path.iterdir()) == []
+
+
+# Of the text a tenth is for validation, or one shard if that is less; of a short one 1,024 tokens or half.
+SPLITS = {  # tokens: (tokens for validation, tokens in each shard for training), in shards of 5,000
+    2: (1, [1]),
+    1001: (500, [501]),
+    3000: (1024, [1976]),
+    5000: (1024, [3976]),
+    12_000: (1200, [3800, 5000, 2000]),
+    49_999: (4999, [1] + [5000] * 8 + [4999]),
+    50_000: (5000, [5000] * 9),
+}
+
+
+def write_tokens(folder, tokenizer, count):
+    """One document of so many tokens, in shards of 5,000; returns the tokens."""
+    text = ("abc" * count)[: count - 1]
+    write(folder, tokenizer, [text], 5000)
+    return [64 + "abc".index(character) for character in text] + [EOS]
+
+
+@pytest.mark.parametrize("count", SPLITS)
+def test_validation_gets_no_more_than_it_needs(tmp_path, byte_tokenizer, count):
+    tokens = write_tokens(tmp_path, byte_tokenizer, count)
+    shards = json.loads((tmp_path / "index.json").read_text())["shards"]
+    assert [shard["split"] for shard in shards] == ["validation"] + ["train"] * (len(shards) - 1)
+    assert (shards[0]["tokens"], [shard["tokens"] for shard in shards[1:]]) == SPLITS[count]
+    assert list(itertools.chain(*(np.load(tmp_path / shard["file"]).tolist() for shard in shards))) == tokens
+    assert sum(shard["bytes"] for shard in shards) == count - 1
+    assert verify(tmp_path) == len(shards) == len(list(tmp_path.glob("*.npy")))
+
+
+def test_a_small_part_of_a_large_text_is_for_validation_as_it_is(tmp_path, byte_tokenizer):
+    index = write(tmp_path, byte_tokenizer, ["a" * 2999], 5000, part=(0, 10))
+    assert [(shard["split"], shard["tokens"]) for shard in index["shards"]] == [("validation", 3000)]
+    assert write(tmp_path / "empty", byte_tokenizer, [], 5000, part=(1, 10))["shards"] == []
 
 
 # Stopped and continued
 
 
 def write_documents(folder, tokenizer):
-    token_shards.BATCH_CHARACTERS = 100
+    encoding.BATCH_CHARACTERS = 100
     write(folder, tokenizer, DOCUMENTS, 60)
 
 
@@ -176,7 +201,7 @@ def write_until_killed(folder, tokenizer, function, call):
 def uninterrupted(tmp_path_factory, byte_tokenizer):
     folder = tmp_path_factory.mktemp("uninterrupted")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(token_shards, "BATCH_CHARACTERS", 100)
+        patch.setattr(encoding, "BATCH_CHARACTERS", 100)
         write_documents(folder, byte_tokenizer)
     assert len(contents(folder)) == 20
     return contents(folder)
@@ -207,14 +232,14 @@ def test_a_killed_run_goes_on_at_the_exact_token(tmp_path, byte_tokenizer, unint
             TokenShards(tmp_path, 8)
     else:
         assert not (tmp_path / "index.json").exists()
-    monkeypatch.setattr(token_shards, "BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 100)
     write_documents(tmp_path, byte_tokenizer)
     assert contents(tmp_path) == uninterrupted
 
 
 def test_a_run_stopped_at_every_shard_in_turn(tmp_path, byte_tokenizer, uninterrupted, monkeypatch):
     """Each call writes one shard more, whatever stands at the border: the end of a document or the middle."""
-    monkeypatch.setattr(token_shards, "BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 100)
     real = token_shards.write_index
 
     def stop_after(folder, index):
@@ -229,6 +254,22 @@ def test_a_run_stopped_at_every_shard_in_turn(tmp_path, byte_tokenizer, uninterr
     written = (tmp_path / "index.json").stat().st_mtime_ns
     write_documents(tmp_path, byte_tokenizer)  # complete: nothing to do
     assert (tmp_path / "index.json").stat().st_mtime_ns == written
+
+
+def test_a_run_stopped_at_the_split_of_the_first_shard(tmp_path, byte_tokenizer, monkeypatch):
+    write_tokens(tmp_path / "uninterrupted", byte_tokenizer, 12_000)
+
+    def stop(self, total):
+        real(self, total)
+        raise KeyboardInterrupt
+
+    real = token_shards.ShardWriter.split_first
+    with monkeypatch.context() as patch:
+        patch.setattr(token_shards.ShardWriter, "split_first", stop)
+        with pytest.raises(KeyboardInterrupt):
+            write_tokens(tmp_path / "stopped", byte_tokenizer, 12_000)
+    write_tokens(tmp_path / "stopped", byte_tokenizer, 12_000)
+    assert contents(tmp_path / "stopped") == contents(tmp_path / "uninterrupted")
 
 
 def test_a_folder_begun_with_other_arguments(tmp_path, byte_tokenizer, tiny_tokenizer):
@@ -249,7 +290,7 @@ def test_a_folder_begun_with_other_arguments(tmp_path, byte_tokenizer, tiny_toke
 def test_a_full_disk_leaves_no_half_file_and_the_run_goes_on(
     tmp_path, byte_tokenizer, uninterrupted, full, monkeypatch
 ):
-    monkeypatch.setattr(token_shards, "BATCH_CHARACTERS", 100)
+    monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 100)
     calls = itertools.count(1)
     holder = np if full == "save" else os
     real = getattr(holder, full)
@@ -328,6 +369,36 @@ def test_a_pickle_holds_no_tokens(tmp_path):
     assert pickle.loads(data)[5]["input_ids"].tolist() == before == [7, 7, 7, 7]
 
 
+def test_more_shards_than_files_may_be_open(tmp_path):
+    folder = write_by_hand(tmp_path, [1], *([i, i] for i in range(300)))
+    script = (
+        "import resource, sys\n"
+        "from scratch_gpt2.data.token_shards import TokenShards\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"
+        "train = TokenShards(sys.argv[1], 3)\n"
+        "print(sum(train[i]['input_ids'][0].item() for i in range(len(train))), train[0]['input_ids'].tolist())\n"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", script, folder], check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    assert output == f"{sum(range(299))} [0, 0, 1]\n"
+
+
+@pytest.mark.parametrize("change", ["truncate", "unlink"])
+def test_a_truncated_or_missing_shard_is_named_at_once(tmp_path, change):
+    folder = write_by_hand(tmp_path, [1], [7] * 100)
+    file = folder / "shard_00001.npy"
+    if change == "truncate":
+        os.truncate(file, 300)
+        message = f"{file} has 300 bytes, not 328; it is damaged: make the shards again."
+    else:
+        file.unlink()
+        message = f"{file} is missing; make the shards again."
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        TokenShards(folder, 4)
+    assert str(error.value) == message
+
+
 def test_wrong_uses_of_shards(tmp_path, byte_tokenizer, tiny_tokenizer):
     write(tmp_path, byte_tokenizer, ["abcdefgh"], 4)
     with pytest.raises(ValueError, match=r"^block_length is 1, but predicting"):
@@ -373,8 +444,10 @@ def test_damaged_shards_are_named(tmp_path, byte_tokenizer):
     (tmp_path / "shard_00001.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"shard_00001\.npy is missing; make the shards again\.$"):
         verify(tmp_path)
-    (tmp_path / "index.json").write_text('{"format": 2}')
-    with pytest.raises(ValueError, match=r"index\.json is of format 2, this version reads 1\.$"):
+    (tmp_path / "index.json").write_text('{"format": 1}')
+    with pytest.raises(
+        ValueError, match=r"index\.json is of format 1, this version reads 2; make the shards again\.$"
+    ):
         verify(tmp_path)
     (tmp_path / "index.json").write_text('{"form')
     with pytest.raises(ValueError, match=r"index\.json is damaged; delete the folder and make the shards again\.$"):
@@ -501,6 +574,22 @@ def test_standard_input_and_a_new_tokenizer(tmp_path, byte_tokenizer):
     assert len(TokenShards(tmp_path / "c", 8)) > 20  # about twenty shards of a small text
 
 
+def test_the_default_size_of_shards(tmp_path, byte_tokenizer):
+    """About a twentieth of local text, also in parquet; of standard input, of unknown size, a shard is split."""
+    byte_tokenizer.save_pretrained(tmp_path / "bytes")
+    table = pyarrow.table({"text": [f"document {i:05d}" for i in range(2000)]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", compression="none", use_dictionary=False)
+    arguments = ["--tokenizer", tmp_path / "bytes", "--output"]
+    prepare(*arguments, tmp_path / "a", "--input", tmp_path / "a.parquet")
+    size = (tmp_path / "a.parquet").stat().st_size
+    assert json.loads((tmp_path / "a" / "index.json").read_text())["shard_tokens"] == size // 4 // 20
+    prepare(*arguments, tmp_path / "b", "--input", "-", stdin="x" * 19_999)
+    assert (TokenShards(tmp_path / "b", 8).tokens, TokenShards(tmp_path / "b", 8, "validation").tokens) == (
+        18_000,
+        2000,
+    )
+
+
 BAD_ARGUMENTS = {
     "--input a.txt --hub b": "Say where the text is: either --input with files or --hub with a data set.",
     "--part 0/2": "Say where the text is: either --input with files or --hub with a data set.",
@@ -508,7 +597,7 @@ BAD_ARGUMENTS = {
     "--input TEXT --shard_tokens 0": "--shard_tokens is 0 but must be at least 1.",
     "--input EMPTY": "EMPTY is empty; leave it out.",
     "--input LATIN": "LATIN is not UTF-8 (byte 0xe9); convert it, e.g. with iconv.",
-    "--input TEXT --shard_tokens 900": "The text has only 5 tokens, all of them in the first shard of 900",
+    "--input BREAKS --document_separator |": "The text has only 0 tokens, too few to train and to validate on",
     "--hub no/such": "The data set 'no/such' could not be had from the Hugging Face Hub",
     "--check": "OUTPUT has no token shards (index.json is missing); make some with examples/prepare_text.py.",
     "--merge": "OUTPUT has no parts: no folder in it has an index.json.",
@@ -518,7 +607,7 @@ BAD_ARGUMENTS = {
 @pytest.mark.parametrize("line", BAD_ARGUMENTS)
 def test_mistakes_leave_nothing_behind(tmp_path, byte_tokenizer, line):
     byte_tokenizer.save_pretrained(tmp_path / "bytes")
-    files = {"TEXT": b"text", "EMPTY": b"", "LATIN": b"caf\xe9"}
+    files = {"TEXT": b"text", "EMPTY": b"", "LATIN": b"caf\xe9", "BREAKS": b"\n"}
     for name, content in files.items():
         (tmp_path / f"{name}.txt").write_bytes(content)
     names = {name: str(tmp_path / f"{name}.txt") for name in files} | {"OUTPUT": str(tmp_path / "output")}

@@ -3,11 +3,13 @@
 Every reader yields pieces `(text, ends_document)`. A document is one row of a table (.jsonl, .parquet, a Hub data
 set), one text file, or what stands between two separators in a text file. Text files may be larger than memory, so
 what is longer than a million characters comes in pieces, cut where GPT-2's splitting rule cuts anyway: the pieces
-have the tokens of the whole. A row of a table is never cut and has to fit into memory.
+have the tokens of the whole. A row of a table is never cut and has to fit into memory; where its text is null, it is
+left out.
 """
 
 import glob
 import json
+import logging
 import re
 import sys
 from collections.abc import Iterable, Iterator
@@ -24,6 +26,8 @@ LONGEST_PIECE = 16 * PIECE_CHARACTERS
 UP_TO_LAST_CUT = re.compile(r".*(?:(?<=\S)(?= )|(?<=\S\n)(?=\S))", re.DOTALL)
 
 Piece = tuple[str, bool]
+
+logger = logging.getLogger(__name__)
 
 
 def find_files(patterns: list[str]) -> list[str]:
@@ -54,7 +58,8 @@ def find_files(patterns: list[str]) -> list[str]:
 def read_files(files: list[str], text_column: str = "text", separator: str | None = None) -> Iterator[Piece]:
     """The documents of `files` (from `find_files`), without byte order marks. `separator` splits text files.
 
-    Raises ValueError for text that is not UTF-8, for a broken line of JSON and for a row without `text_column`.
+    Raises ValueError for text that is not UTF-8, for a broken line of JSON and for a row whose `text_column` is
+    missing or holds no text.
     """
     for file in files:
         if file.endswith(".jsonl"):
@@ -74,8 +79,7 @@ def read_hub(
 
     Raises ConnectionError where the Hub cannot be reached or stops answering, ValueError for a missing column.
     """
-    for row in hub_rows(name, config, split, part):
-        yield text_of(row, text_column, name), True
+    yield from read_rows(hub_rows(name, config, split, part), text_column, f"{name}, row")
 
 
 def hub_rows(name: str, config: str | None, split: str, part: tuple[int, int]) -> Iterator[dict]:
@@ -103,26 +107,47 @@ def take_part(pieces: Iterable[Piece], part: tuple[int, int]) -> Iterator[Piece]
         document += ends_document
 
 
-def text_of(row: dict, text_column: str, origin: str) -> str:
-    text = row.get(text_column)
-    if not isinstance(text, str):
-        raise ValueError(
-            f"{origin} has no text in column {text_column!r}; its columns are {', '.join(map(str, row))}."
-        )
-    return check_text(text)
+def read_rows(rows: Iterable[dict | None], text_column: str, origin: str) -> Iterator[Piece]:
+    """The text of each row. `origin` is what an error calls a row, but for its number; an empty line is `None`."""
+    nulls = 0
+    for number, row in enumerate(rows, start=1):
+        if row is None:
+            continue
+        text = row.get(text_column, "")
+        if text is None:
+            nulls += 1
+        elif text_column not in row or not isinstance(text, str):
+            columns = ", ".join(map(str, row))
+            raise ValueError(f"{origin} {number} has no text in column {text_column!r}; its columns are {columns}.")
+        else:
+            yield checked(text, f"{origin} {number}"), True
+    if nulls:
+        logger.warning("%s: %d rows were left out, because their %s is null.", origin, nulls, text_column)
+
+
+def checked(text: str, origin: str) -> str:
+    try:
+        return check_text(text)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from None
 
 
 def read_jsonl(file: str, text_column: str) -> Iterator[Piece]:
     with open(file, encoding="utf-8-sig") as lines, reading_utf8(file):
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{file}, line {number} is not JSON: {error.msg}.") from error
-                if not isinstance(row, dict):
-                    raise ValueError(f"{file}, line {number} is not a JSON object with a column {text_column!r}.")
-                yield text_of(row, text_column, f"{file}, line {number}"), True
+        rows = (json_row(line, f"{file}, line {number}") for number, line in enumerate(lines, start=1))
+        yield from read_rows(rows, text_column, f"{file}, line")
+
+
+def json_row(line: str, origin: str) -> dict | None:
+    if not line.strip():
+        return None
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{origin} is not JSON: {error.msg}.") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{origin} is not a JSON object with a column for the text.")
+    return row
 
 
 def read_parquet(file: str, text_column: str) -> Iterator[Piece]:
@@ -137,9 +162,9 @@ def read_parquet(file: str, text_column: str) -> Iterator[Piece]:
         raise ValueError(
             f"{file} has no column {text_column!r}; its columns are {', '.join(table.schema_arrow.names)}."
         )
-    for batch in table.iter_batches(batch_size=256, columns=[text_column]):
-        for row in batch.to_pylist():
-            yield text_of(row, text_column, file), True
+    batches = table.iter_batches(batch_size=256, columns=[text_column])
+    rows = (row for batch in batches for row in batch.to_pylist())
+    yield from read_rows(rows, text_column, f"{file}, row")
 
 
 def read_text(file: str, separator: str | None) -> Iterator[Piece]:

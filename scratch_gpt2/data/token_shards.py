@@ -1,33 +1,32 @@
 """Token shards: a corpus as .npy files of token ids, written once and read by memory map.
 
 A folder holds `shard_00000.npy`, `shard_00001.npy`, ... and an `index.json` that says what they are. The first shard
-is for validation. Every document ends with the end-of-text token, and documents run on from one shard into the next.
-The index is written anew, in one step, after each shard: a run that is killed loses the unfinished shard and
-nothing else, and goes on at the exact token.
+is for validation; where that is more than a tenth of the text, it is split, and the rest of it is for training. Every
+document ends with the end-of-text token, and documents run on from one shard into the next. The index is written
+anew, in one step, after each shard: a run that is killed loses the unfinished shard and nothing else, and goes on at
+the exact token.
 """
 
 import hashlib
 import json
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import tiktoken
 import torch
-from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from .encoding import token_bytes, tokenize, tokenizer_fingerprint
+
 SHARD_TOKENS = 100_000_000
+# A tenth of a small text may be shorter than a block; half of it, up to so many tokens, is for validation then.
+LEAST_VALIDATION_TOKENS = 1024
 INDEX = "index.json"
-FORMAT = 1
-# What `tokenizer_fingerprint` gives for GPT-2's own vocabulary.
-GPT2_FINGERPRINT = "71cca498f566a6fce90612118ffe70ec265ffdc746e7e6743a2253d346af4d30"
-# Pieces of text are tokenized in batches of about so many characters; two batches a core are under way at once.
-BATCH_CHARACTERS = 2**20
+FORMAT = 2
+# The system limits how many files a process has open, often to 1024 and on a Mac to 256.
+OPEN_SHARDS = 64
 
 
 def write_token_shards(
@@ -51,8 +50,7 @@ def write_token_shards(
         shard_tokens: tokens in each shard but the last.
         part: (I, N): `pieces` are the I-th of N parts of the text. The validation shard is the first of part 0.
 
-    Raises ValueError for an unfinished folder that was begun with other arguments, and for a text so short that
-    nothing would be left to train on.
+    Raises ValueError for an unfinished folder that was begun with other arguments, and for less than two tokens.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,19 +110,23 @@ class ShardWriter:
 
     def write_shard(self, done: int, into_next: int) -> None:
         number = len(self.index["shards"])
-        tokens = self.shard[: self.filled]
-        file = self.folder / f"shard_{number:05d}.npy"
-        write_atomically(file, lambda opened: np.save(opened, tokens))
-        shard = {
-            "file": file.name,
-            "split": "validation" if number == 0 and self.index["part"][0] == 0 else "train",
-            "tokens": self.filled,
-            "bytes": self.count_bytes(tokens),
-            "sha256": sha256(file),
-        }
+        split = "validation" if number == 0 and self.index["part"][0] == 0 else "train"
+        shard = self.save(f"shard_{number:05d}.npy", split, self.shard[: self.filled])
         self.index |= {"shards": [*self.index["shards"], shard], "done": done, "into_next": into_next}
         write_index(self.folder, self.index)
         self.filled = 0
+
+    def save(self, name: str, split: str, tokens: np.ndarray) -> dict:
+        file = self.folder / name
+        write_atomically(file, lambda opened: np.save(opened, tokens))
+        return {
+            "file": name,
+            "split": split,
+            "tokens": len(tokens),
+            "bytes": self.count_bytes(tokens),
+            "file_bytes": file.stat().st_size,
+            "sha256": sha256(file),
+        }
 
     def count_bytes(self, tokens: np.ndarray) -> int | None:
         if self.bytes_of is None:
@@ -132,116 +134,31 @@ class ShardWriter:
         return sum(int(self.bytes_of[tokens[start : start + 2**20]].sum()) for start in range(0, len(tokens), 2**20))
 
     def finish(self) -> dict:
-        whole_shards = len(self.index["shards"])
-        total = whole_shards * len(self.shard) + self.filled
-        if self.index["part"][0] == 0 and (whole_shards == 0 or total == len(self.shard)):
-            raise ValueError(
-                f"The text has only {total} tokens, all of them in the first shard of {len(self.shard)}, which is for "
-                "validation; give more text or smaller shards with shard_tokens."
-            )
+        part, parts = self.index["part"]
+        total = sum(shard["tokens"] for shard in self.index["shards"]) + self.filled
+        if part == 0 and total < 2:
+            raise ValueError(f"The text has only {total} tokens, too few to train and to validate on; give more text.")
         if self.filled:
             self.write_shard(done=self.pieces, into_next=0)
+        if part == 0:
+            self.split_first(total * parts)
         self.index["complete"] = True
         write_index(self.folder, self.index)
+        first = self.folder / "shard_00000.npy"
+        if first.name not in (shard["file"] for shard in self.index["shards"]):
+            first.unlink(missing_ok=True)
         return self.index
 
-
-def tokenize(
-    pieces: Iterable[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase, skip: int = 0
-) -> Iterator[tuple[np.ndarray, bool]]:
-    """The ids of every piece but the first `skip`, in order, computed ahead on all cores.
-
-    Threads suffice: tiktoken and tokenizers compute in Rust and leave Python's lock to others meanwhile.
-    """
-    encode = batch_encoder(tokenizer)
-    ahead = 2 * (os.cpu_count() or 1)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pending: deque = deque()
-        try:
-            for batch in batches(pieces, skip):
-                texts = [text for text, _ in batch]
-                pending.append((pool.submit(encode, texts), batch))
-                if len(pending) > ahead:
-                    yield from encoded(*pending.popleft())
-            while pending:
-                yield from encoded(*pending.popleft())
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def encoded(future, batch: list[tuple[str, bool]]) -> Iterator[tuple[np.ndarray, bool]]:
-    for ids, (_, ends_document) in zip(future.result(), batch, strict=True):
-        yield ids, ends_document
-
-
-def batches(pieces: Iterable[tuple[str, bool]], skip: int) -> Iterator[list[tuple[str, bool]]]:
-    batch, size = [], 0
-    for number, piece in enumerate(pieces):
-        if number < skip:
-            continue
-        batch.append(piece)
-        size += len(piece[0])
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def batch_encoder(tokenizer: PreTrainedTokenizerBase):
-    """A function from a list of texts to a list of id arrays, with tiktoken where the vocabulary is GPT-2's."""
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    if not is_gpt2(tokenizer):
-        return plain_encoder(tokenizer, dtype)
-    gpt2 = tiktoken.get_encoding("gpt2")
-
-    def encode(texts: list[str]) -> list[np.ndarray]:
-        try:
-            return [gpt2.encode_to_numpy(text, disallowed_special=()).astype(dtype) for text in texts]
-        except ValueError:  # tiktoken's regular expressions give up at a million spaces in a row
-            return plain_encoder(tokenizer, dtype)(texts)
-
-    return encode
-
-
-def plain_encoder(tokenizer: PreTrainedTokenizerBase, dtype: type):
-    # A copy, because reading special tokens as ordinary text is a setting of the whole tokenizer.
-    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    copy.encode_special_tokens = True
-    copy.no_truncation()
-    copy.no_padding()
-
-    def encode(texts: list[str]) -> list[np.ndarray]:
-        return [np.array(e.ids, dtype) for e in copy.encode_batch_fast(texts, add_special_tokens=False)]
-
-    return encode
-
-
-def is_gpt2(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the vocabulary is GPT-2's, and tiktoken has it at hand or can download it."""
-    if tokenizer_fingerprint(tokenizer) != GPT2_FINGERPRINT:
-        return False
-    try:
-        tiktoken.get_encoding("gpt2")
-    except OSError:
-        return False
-    return True
-
-
-def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
-    """(vocab_size,): how many bytes of text each token stands for; `None` for a tokenizer that is not byte-level."""
-    if "ByteLevel" not in str(tokenizer.backend_tokenizer.decoder):
-        return None
-    lengths = np.zeros(len(tokenizer), dtype=np.int64)
-    special = set(tokenizer.all_special_ids)
-    for token, number in tokenizer.get_vocab().items():
-        lengths[number] = 0 if number in special else len(token)  # a byte-level vocabulary spells a byte as a letter
-    return lengths
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 of the vocabulary, whatever kind of file it came from."""
-    return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+    def split_first(self, total: int) -> None:
+        """Split the first shard where it is more than validation needs of `total` tokens."""
+        shard = self.index["shards"][0]
+        validation = max(total // 10, min(total // 2, LEAST_VALIDATION_TOKENS))
+        if validation < shard["tokens"]:
+            tokens = np.load(self.folder / shard["file"], mmap_mode="r")
+            self.index["shards"][:1] = [
+                self.save("shard_00000_validation.npy", "validation", tokens[:validation]),
+                self.save("shard_00000_train.npy", "train", tokens[validation:]),
+            ]
 
 
 def tqdm_tokens(encoded_pieces: Iterator[tuple[np.ndarray, bool]]) -> Iterator[tuple[np.ndarray, bool]]:
@@ -291,7 +208,9 @@ def read_index(folder: Path) -> dict:
     except ValueError as error:
         raise ValueError(f"{folder / INDEX} is damaged; delete the folder and make the shards again.") from error
     if index.get("format") != FORMAT:
-        raise ValueError(f"{folder / INDEX} is of format {index.get('format')}, this version reads {FORMAT}.")
+        raise ValueError(
+            f"{folder / INDEX} is of format {index.get('format')}, this version reads {FORMAT}; make the shards again."
+        )
     return index
 
 
@@ -327,8 +246,8 @@ class TokenShards(torch.utils.data.Dataset):
     share one token, because the model shifts the labels: so every token but the first is predicted exactly once. The
     stream runs through all shards; the tail that does not fill a block, fewer than block_length tokens, is dropped.
 
-    Raises FileNotFoundError for a folder without shards, ValueError for one that is not finished and for a split
-    shorter than a block.
+    Raises FileNotFoundError for a folder without shards or with one missing, ValueError for one that is not finished
+    or has a truncated shard, and for a split shorter than a block.
     """
 
     def __init__(self, folder: str | os.PathLike, block_length: int, split: str = "train"):
@@ -339,6 +258,8 @@ class TokenShards(torch.utils.data.Dataset):
         if not self.index.get("complete"):
             raise ValueError(f"{folder} is not finished; run examples/prepare_text.py again to continue it.")
         shards = [shard for shard in self.index["shards"] if shard["split"] == split]
+        for shard in shards:
+            check_size(self.folder, shard)
         self.files = [self.folder / shard["file"] for shard in shards]
         self.starts = np.cumsum([0] + [shard["tokens"] for shard in shards])  # of each shard in the stream
         self.bytes = None if any(s["bytes"] is None for s in shards) else sum(s["bytes"] for s in shards)
@@ -348,7 +269,7 @@ class TokenShards(torch.utils.data.Dataset):
                 f"The {split} split of {folder} has {self.tokens} tokens, fewer than one block of {block_length}; "
                 "give more text or a shorter block."
             )
-        self.arrays: list[np.ndarray] | None = None
+        self.open: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return max(0, (self.tokens - 1) // (self.block_length - 1))
@@ -356,24 +277,29 @@ class TokenShards(torch.utils.data.Dataset):
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         if not 0 <= i < len(self):
             raise IndexError(f"Block {i} does not exist; there are {len(self)}.")
-        if self.arrays is None:
-            self.arrays = [np.load(file, mmap_mode="r") for file in self.files]
         start = i * (self.block_length - 1)
         ids = torch.from_numpy(self._tokens(start, start + self.block_length).astype(np.int64))
         return {"input_ids": ids, "labels": ids.clone()}
 
     def __getstate__(self) -> dict:
         # Worker processes open the files themselves instead of receiving a copy of them.
-        return {**self.__dict__, "arrays": None}
+        return {**self.__dict__, "open": {}}
 
     def _tokens(self, start: int, end: int) -> np.ndarray:
         parts = []
-        for number in range(int(np.searchsorted(self.starts, start, side="right")) - 1, len(self.arrays)):
+        for number in range(int(np.searchsorted(self.starts, start, side="right")) - 1, len(self.files)):
             offset = self.starts[number]
             if offset >= end:
                 break
-            parts.append(self.arrays[number][max(0, start - offset) : end - offset])
+            parts.append(self._shard(number)[max(0, start - offset) : end - offset])
         return np.concatenate(parts)
+
+    def _shard(self, number: int) -> np.ndarray:
+        if number not in self.open:
+            if len(self.open) == OPEN_SHARDS:
+                del self.open[next(iter(self.open))]  # the one that was opened first
+            self.open[number] = np.load(self.files[number], mmap_mode="r")
+        return self.open[number]
 
     def bytes_per_token(self) -> float | None:
         """Bytes of UTF-8 per token of this split, to turn a loss into bits per byte."""
@@ -402,9 +328,18 @@ def verify(folder: str | os.PathLike) -> int:
     folder = Path(folder)
     shards = read_index(folder)["shards"]
     for shard in tqdm(shards, desc="Checking", unit=" shards"):
-        file = folder / shard["file"]
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing; make the shards again.")
+        file = check_size(folder, shard)
         if sha256(file) != shard["sha256"]:
             raise ValueError(f"{file} does not have the checksum of the index; it is damaged: make the shards again.")
     return len(shards)
+
+
+def check_size(folder: Path, shard: dict) -> Path:
+    """The shard's file. Raises FileNotFoundError where it is missing, ValueError where it has another size."""
+    file = folder / shard["file"]
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; make the shards again.")
+    size = file.stat().st_size
+    if size != shard["file_bytes"]:
+        raise ValueError(f"{file} has {size} bytes, not {shard['file_bytes']}; it is damaged: make the shards again.")
+    return file

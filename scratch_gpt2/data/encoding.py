@@ -1,0 +1,158 @@
+"""Text to token ids on all cores, and what a tokenizer is recognised by."""
+
+import hashlib
+import json
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import tiktoken
+from tiktoken_ext import openai_public
+from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from ..tokenization import merges_from_ranks
+
+# Pieces of text are tokenized in batches of about so many characters; two batches a core are under way at once.
+BATCH_CHARACTERS = 2**20
+# Two tokenizers of the same vocabulary that split, normalize or begin a text differently give it different ids.
+PROBE = "Hello, WORLD!  It's 1234.5 at Zoë's cafe\u0301,\n\n\tisn't it? ﬁ 日本 🙂 "
+
+
+def tokenize(
+    pieces: Iterable[tuple[str, bool]], tokenizer: PreTrainedTokenizerBase, skip: int = 0
+) -> Iterator[tuple[np.ndarray, bool]]:
+    """The ids of every piece but the first `skip`, in order, computed ahead on all cores.
+
+    Threads suffice: tiktoken and tokenizers compute in Rust and leave Python's lock to others meanwhile.
+    """
+    encode = batch_encoder(tokenizer)
+    cores = usable_cores()
+    with ThreadPoolExecutor(cores) as pool:
+        pending: deque = deque()
+        try:
+            for batch in batches(pieces, skip):
+                texts = [text for text, _ in batch]
+                pending.append((pool.submit(encode, texts), batch))
+                if len(pending) > 2 * cores:
+                    yield from encoded(*pending.popleft())
+            while pending:
+                yield from encoded(*pending.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def usable_cores() -> int:
+    """A cluster often gives a process some of the machine's cores only; not every system can tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def encoded(future, batch: list[tuple[str, bool]]) -> Iterator[tuple[np.ndarray, bool]]:
+    for ids, (_, ends_document) in zip(future.result(), batch, strict=True):
+        yield ids, ends_document
+
+
+def batches(pieces: Iterable[tuple[str, bool]], skip: int) -> Iterator[list[tuple[str, bool]]]:
+    batch, size = [], 0
+    for number, piece in enumerate(pieces):
+        if number < skip:
+            continue
+        batch.append(piece)
+        size += len(piece[0])
+        if size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def batch_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[np.ndarray]]:
+    """A function from a list of texts to a list of id arrays, with tiktoken where it can stand in for the tokenizer.
+
+    tiktoken is several times faster.
+    """
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    encoding = tiktoken_encoding(tokenizer)
+    if encoding is None:
+        return plain_encoder(tokenizer, dtype)
+
+    def encode(texts: list[str]) -> list[np.ndarray]:
+        try:
+            return [encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype) for text in texts]
+        except ValueError:  # tiktoken's regular expressions give up at a million spaces in a row
+            return plain_encoder(tokenizer, dtype)(texts)
+
+    return encode
+
+
+def plain_encoder(tokenizer: PreTrainedTokenizerBase, dtype: type) -> Callable[[list[str]], list[np.ndarray]]:
+    # A copy, because reading special tokens as ordinary text is a setting of the whole tokenizer.
+    copy = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    copy.encode_special_tokens = True
+    copy.no_truncation()
+    copy.no_padding()
+
+    def encode(texts: list[str]) -> list[np.ndarray]:
+        return [np.array(e.ids, dtype) for e in copy.encode_batch_fast(texts, add_special_tokens=False)]
+
+    return encode
+
+
+def tiktoken_encoding(tokenizer: PreTrainedTokenizerBase) -> tiktoken.Encoding | None:
+    """The tokenizer's own BPE in tiktoken, or `None` where it is not built as GPT-2's is.
+
+    tiktoken knows no merges: of all neighbours it joins those whose bytes together have the lowest id. That is the
+    same where the ids tell the merges, as they do after training.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    if not is_built_like_gpt2(state):
+        return None
+    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+
+    def spelled(token: str) -> bytes:
+        return bytes(byte_of[character] for character in token)
+
+    vocab, merges = state["model"]["vocab"], state["model"]["merges"]
+    tokens = {*byte_of, *(left + right for left, right in merges)}
+    if not (tokens <= vocab.keys() and {*"".join(tokens)} <= byte_of.keys()) or tokenizer.eos_token in tokens:
+        return None
+    ranks = {spelled(token): vocab[token] for token in tokens}
+    if merges_from_ranks(ranks) != [(spelled(left), spelled(right)) for left, right in merges]:
+        return None
+    special = {tokenizer.eos_token: tokenizer.eos_token_id}
+    return tiktoken.Encoding("own", pat_str=openai_public.r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
+
+
+def is_built_like_gpt2(state: dict) -> bool:
+    """Whether a `tokenizer.json` is a byte-level BPE that splits as GPT-2's does and changes nothing before."""
+    model, splitter = state["model"], state["pre_tokenizer"] or {}
+    variants = ("dropout", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
+    return (
+        model["type"] == "BPE"
+        and not any(model[variant] for variant in variants)
+        and state["normalizer"] is None
+        and splitter.get("type") == "ByteLevel"
+        and splitter["use_regex"]
+        and not splitter["add_prefix_space"]
+        and all(token["special"] for token in state["added_tokens"])  # others are cut out of the text first
+    )
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
+    """(vocab_size,): how many bytes of text each token stands for; `None` for a tokenizer that is not byte-level."""
+    if "ByteLevel" not in str(tokenizer.backend_tokenizer.decoder):
+        return None
+    lengths = np.zeros(len(tokenizer), dtype=np.int64)
+    special = set(tokenizer.all_special_ids)
+    for token, number in tokenizer.get_vocab().items():
+        lengths[number] = 0 if number in special else len(token)  # a byte-level vocabulary spells a byte as a letter
+    return lengths
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 of the vocabulary and of a sentence's ids, whatever kind of file the tokenizer came from."""
+    ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"]
+    return hashlib.sha256(json.dumps([sorted(tokenizer.get_vocab().items()), ids]).encode()).hexdigest()
