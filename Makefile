@@ -13,7 +13,7 @@ demo quickstart: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/python examples/quickstart.py
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -27,6 +27,7 @@ from scratch_gpt2 import ScratchGPT2ForCausalLM
 from scratch_gpt2.training.callbacks import SampleCallback
 from scratch_gpt2.training.checkpoints import newest_intact_checkpoint
 
+pytestmark = pytest.mark.xdist_group("distributed")  # one worker: the fixtures occupy both cores
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "examples" / "accelerate"
 OPTIMIZERS = ("adamw", "muon")
