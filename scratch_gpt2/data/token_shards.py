@@ -156,8 +156,8 @@ class ShardWriter:
         if validation < shard["tokens"]:
             tokens = np.load(self.folder / shard["file"], mmap_mode="r")
             self.index["shards"][:1] = [
-                self.save("shard_00000_validation.npy", "validation", tokens[:validation]),
-                self.save("shard_00000_train.npy", "train", tokens[validation:]),
+                self.save("shard_00000_first.npy", "validation", tokens[:validation]),
+                self.save("shard_00000_rest.npy", "train", tokens[validation:]),
             ]
 
 
