@@ -10,6 +10,7 @@
 
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from accelerate import PartialState
 from transformers import HfArgumentParser, TextStreamer, set_seed
@@ -74,6 +75,8 @@ def load(model_name: str, tokenizer_name: str):
     try:
         model = ScratchGPT2ForCausalLM.from_pretrained(model_name)
     except OSError as error:
+        if Path(model_name).exists():
+            raise  # the sentence says which file is missing or cannot be read
         raise FileNotFoundError(
             f"{model_name!r} is no checkpoint on this machine, nor could it be had from the Hugging Face Hub; "
             "without a network give a folder, such as runs/quickstart, which `make demo` writes."

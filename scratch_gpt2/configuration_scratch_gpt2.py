@@ -1,9 +1,12 @@
 """Everything that decides the shape and behaviour of a GPT-2, under the names that GPT-2 itself uses."""
 
 import os
+import pickle
+from contextlib import contextmanager
 
 from huggingface_hub import ResolvedRevision
 from huggingface_hub.dataclasses import strict
+from safetensors import SafetensorError
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils.hub import resolve_revision
@@ -185,3 +188,13 @@ def is_foreign_checkpoint(name_or_path, hub_kwargs: dict) -> bool:
             "network, no such repository, or no access); give the folder of a checkpoint instead."
         ) from error
     return config.get("model_type") == "gpt2"
+
+
+@contextmanager
+def reading_checkpoint(name_or_path):
+    """Say in one sentence which checkpoint is damaged, where the libraries speak of headers and pickles."""
+    try:
+        yield
+    except (SafetensorError, pickle.UnpicklingError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"The checkpoint {name_or_path} is damaged ({reason}); copy or download it again.") from error

@@ -40,7 +40,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_scratch_gpt2 import ScratchGPT2Config, is_foreign_checkpoint, pin_revision
+from .configuration_scratch_gpt2 import ScratchGPT2Config, is_foreign_checkpoint, pin_revision, reading_checkpoint
 from .linear_cross_entropy import linear_cross_entropy
 
 
@@ -167,7 +167,8 @@ class ScratchGPT2PreTrainedModel(PreTrainedModel):
         any repository or folder with `model_type: gpt2`, OpenAI's TensorFlow folders, nanoGPT's `ckpt.pt`."""
         name, kwargs = pretrained_model_name_or_path, pin_revision(pretrained_model_name_or_path, kwargs)
         if not is_foreign_checkpoint(name, kwargs):
-            return super().from_pretrained(name, *model_args, **kwargs)
+            with reading_checkpoint(name):
+                return super().from_pretrained(name, *model_args, **kwargs)
         try:
             from scratch_gpt2.openai_weights import read_checkpoint
         except ImportError as error:
@@ -339,8 +340,7 @@ class ScratchGPT2ForCausalLM(ScratchGPT2PreTrainedModel, GenerationMixin):
         )
         hidden_states = outputs.last_hidden_state  # (B, T, C)
 
-        if skip_logits is None:
-            skip_logits = self.training
+        skip_logits = self.training if skip_logits is None else skip_logits
         loss = logits = None
         # A head that an adapter, a quantizer or tensor parallelism has replaced is more than its weight: call it.
         plain_head = type(self.lm_head) is nn.Linear and type(self.lm_head.weight) is nn.Parameter

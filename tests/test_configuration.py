@@ -301,3 +301,21 @@ def test_bfloat16_checkpoint(tmp_path):
     assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
     masters = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert {parameter.dtype for parameter in masters.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("auto_class", [ScratchGPT2ForCausalLM, AutoModelForCausalLM])
+def test_damaged_checkpoint(auto_class, tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(
+        ValueError, match=rf"^The checkpoint {tmp_path} is damaged \(.*\); copy or download it again\.$"
+    ):
+        auto_class.from_pretrained(tmp_path)
+
+
+def test_multiple_choice_honours_the_trainers_count_of_labels():
+    model = scratch_gpt2.ScratchGPT2DoubleHeadsModel(tiny_config(**NO_DROPOUT)).eval()
+    ids = random_ids(2, 3 * 9).view(2, 3, 9)
+    mean = model(ids, labels=ids).loss  # over 2 * 3 * 8 predictions
+    assert model(ids, labels=ids, num_items_in_batch=96).loss.item() == pytest.approx(mean.item() / 2, rel=1e-6)
