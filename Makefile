@@ -8,7 +8,7 @@ INSTALLED := .venv/installed
 
 .PHONY: demo quickstart test lint install clean
 
-# Threads that wait asleep instead of spinning: as fast on a quiet machine, several times faster on a busy one.
+# Threads that wait asleep instead of spinning: faster where other programs use the cores too.
 demo quickstart: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/python examples/quickstart.py
 
