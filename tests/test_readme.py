@@ -70,11 +70,12 @@ def offline_commands():
     return [line for line in commands(blocks("bash"), network=False) if not line.startswith("make ")]
 
 
-@pytest.mark.parametrize("command", offline_commands())
-def test_command(command, workplace):
-    done = shell(command, workplace)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+def test_commands_in_their_order(workplace):
+    """One test, because a command may need what the one before it has written."""
+    for command in offline_commands():
+        done = shell(command, workplace)
+        assert done.returncode == 0, f"{command}\n{done.stderr}"
+        assert done.stdout.strip(), command
 
 
 @pytest.mark.parametrize("command", commands(blocks("bash"), network=True))
