@@ -18,6 +18,8 @@ from ..tokenization import merges_from_ranks
 
 # Pieces of text are tokenized in batches of about so many characters; two batches a core are under way at once.
 BATCH_CHARACTERS = 2**20
+# GPT-2's merges do follow from its ids; to find that out anew takes most of a second.
+GPT2_MERGES_SHA256 = "980ca8f2d4b0964c87a762e901db0656ce92d3f1ecd940b25ba97463da5c68fa"
 # Two tokenizers of the same vocabulary that split, normalize or begin a text differently give it different ids.
 PROBE = "Hello, WORLD!  It's 1234.5 at Zoë's cafe\u0301,\n\n\tisn't it? ﬁ 日本 🙂 "
 
@@ -79,11 +81,18 @@ def batch_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], l
     if encoding is None:
         return plain_encoder(tokenizer, dtype)
 
+    # One call for the whole batch: each return from Rust waits for Python's lock, and other threads hold it often.
+    separator, separator_id = tokenizer.eos_token, tokenizer.eos_token_id
+
     def encode(texts: list[str]) -> list[np.ndarray]:
         try:
-            return [encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype) for text in texts]
+            if any(separator in text for text in texts):
+                return [encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype) for text in texts]
+            ids = encoding.encode_to_numpy(separator.join(texts), allowed_special="all").astype(dtype)
         except ValueError:  # tiktoken's regular expressions give up at a million spaces in a row
             return plain_encoder(tokenizer, dtype)(texts)
+        ends = [*np.flatnonzero(ids == separator_id), len(ids)]
+        return [ids[start:end] for start, end in zip([0, *(end + 1 for end in ends)], ends, strict=False)]
 
     return encode
 
@@ -110,20 +119,26 @@ def tiktoken_encoding(tokenizer: PreTrainedTokenizerBase) -> tiktoken.Encoding |
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     if not is_built_like_gpt2(state):
         return None
-    byte_of = {character: byte for byte, character in bytes_to_unicode().items()}
+    byte_of = {character: chr(byte) for byte, character in bytes_to_unicode().items()}
+    table = str.maketrans(byte_of)
 
     def spelled(token: str) -> bytes:
-        return bytes(byte_of[character] for character in token)
+        return token.translate(table).encode("latin-1")
 
     vocab, merges = state["model"]["vocab"], state["model"]["merges"]
     tokens = {*byte_of, *(left + right for left, right in merges)}
     if not (tokens <= vocab.keys() and {*"".join(tokens)} <= byte_of.keys()) or tokenizer.eos_token in tokens:
         return None
     ranks = {spelled(token): vocab[token] for token in tokens}
-    if merges_from_ranks(ranks) != [(spelled(left), spelled(right)) for left, right in merges]:
+    known = is_gpt2s(merges) and [vocab[left + right] for left, right in merges] == list(range(256, 50256))
+    if not known and merges_from_ranks(ranks) != [(spelled(left), spelled(right)) for left, right in merges]:
         return None
     special = {tokenizer.eos_token: tokenizer.eos_token_id}
     return tiktoken.Encoding("own", pat_str=openai_public.r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
+
+
+def is_gpt2s(merges: list[list[str]]) -> bool:
+    return len(merges) == 50_000 and hashlib.sha256(json.dumps(merges).encode()).hexdigest() == GPT2_MERGES_SHA256
 
 
 def is_built_like_gpt2(state: dict) -> bool:
