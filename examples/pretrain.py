@@ -37,7 +37,7 @@ from scratch_gpt2.evaluation.hellaswag import Example, read_hellaswag
 from scratch_gpt2.tokenization import load_tokenizer
 from scratch_gpt2.training.arguments import GPT3_RECIPE, TOKENS_PER_STEP, TRAINER_DEFAULTS, accumulation_steps
 from scratch_gpt2.training.callbacks import HellaSwagCallback, LogCallback, SampleCallback, known_peak_flops
-from scratch_gpt2.training.checkpoints import list_checkpoints, newest_intact_checkpoint
+from scratch_gpt2.training.checkpoints import checkpoint_to_resume
 from scratch_gpt2.training.pretraining import (
     PretrainingTrainer,
     check_launch,
@@ -116,17 +116,6 @@ def parse_arguments():
     if "--smoke" in sys.argv:
         parser.set_defaults(**SMOKE)
     return parser.parse_args_into_dataclasses()
-
-
-def checkpoint_to_resume(output_dir: str, resume: bool) -> str | None:
-    if resume:
-        return newest_intact_checkpoint(output_dir)
-    if Path(output_dir).is_dir() and list_checkpoints(output_dir):
-        raise ValueError(
-            f"{output_dir} holds checkpoints of an earlier run; add --resume to go on with it, or choose another "
-            "output_dir."
-        )
-    return None
 
 
 def open_data(data_args, model_args, run_args, args) -> tuple[str, object]:

@@ -22,6 +22,21 @@ def newest_intact_checkpoint(output_dir: str | os.PathLike) -> str | None:
     return None
 
 
+def checkpoint_to_resume(output_dir: str, resume: bool) -> str | None:
+    """The newest intact checkpoint with `resume`; without it, `None`.
+
+    Raises ValueError where `output_dir` holds checkpoints that the user has not asked to go on with.
+    """
+    if resume:
+        return newest_intact_checkpoint(output_dir)
+    if list_checkpoints(output_dir):
+        raise ValueError(
+            f"{output_dir} holds checkpoints of an earlier run; add --resume to go on with it, or choose another "
+            "output_dir."
+        )
+    return None
+
+
 def list_checkpoints(output_dir: str | os.PathLike) -> list[Path]:
     """The folders that Trainer has written into `output_dir`, broken or not."""
     return [path for path in Path(output_dir).glob("checkpoint-*") if path.is_dir() and path.name[11:].isdigit()]
@@ -53,7 +68,8 @@ def _step(checkpoint: Path) -> int:
 
 
 def _fault_in_weights(checkpoint: Path) -> str | None:
-    names = ["model.safetensors"]
+    is_adapter = (checkpoint / "adapter_config.json").is_file()
+    names = ["adapter_model.safetensors" if is_adapter else "model.safetensors"]
     index = checkpoint / "model.safetensors.index.json"
     if index.is_file():
         try:
