@@ -1,0 +1,346 @@
+"""Labelled texts: read, cleaned, split, and kept in a folder that examples/classify.py trains on.
+
+A row is `{"text": str, "label": str}`; labels are names, and a number in a file becomes its digits.
+"""
+
+import csv
+import hashlib
+import html
+import json
+import os
+import random
+import re
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .text_sources import checked, json_row, reading_utf8
+
+TEXT_COLUMN, LABEL_COLUMN = "text", "label"
+SPLITS = ("train", "validation", "test")
+FRACTIONS = (0.7, 0.1, 0.2)
+REPORT = "report.json"
+
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class PreparedClassification:
+    """What a prepared folder holds: the rows of train, validation and test, the labels in the order of their ids, and
+    the report of how they came about."""
+
+    splits: dict[str, list[Row]]
+    label_names: list[str]
+    report: dict
+
+
+def read_labelled_text(
+    file: str | os.PathLike, text_column: str = TEXT_COLUMN, label_column: str = LABEL_COLUMN
+) -> list[Row]:
+    """The rows of a .tsv, .csv, .jsonl or .parquet file in UTF-8, without the line ends after a text.
+
+    Quotation marks in a .tsv are characters like any other: read by a CSV reader's rules, two of the 5,574 messages of
+    the SMS Spam Collection vanish in others. Unless its first line names both columns, a .tsv (or a file without
+    suffix) is in that collection's layout: `label<TAB>text`, no header.
+
+    Raises FileNotFoundError, and ValueError for an unknown kind, text that is not UTF-8, a missing column, and a row
+    without label or text.
+    """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"{file} is not a file; give labelled text as .tsv, .csv, .jsonl or .parquet.")
+    kinds = {"": read_tsv, ".tsv": read_tsv, ".csv": read_csv, ".jsonl": read_jsonl, ".parquet": read_parquet}
+    read = kinds.get(Path(file).suffix)
+    if read is None:
+        raise ValueError(f"{file} is of an unknown kind; use .tsv, .csv, .jsonl or .parquet.")
+    with reading_utf8(file):
+        found = read(file, text_column, label_column)
+        rows = [labelled_row(row, text_column, label_column, origin) for origin, row in found]
+    if not rows:
+        raise ValueError(f"{file} has no rows; give a file with labelled text.")
+    return rows
+
+
+def read_labelled_hub(
+    name: str,
+    config: str | None = None,
+    split: str = "train",
+    text_column: str = TEXT_COLUMN,
+    label_column: str = LABEL_COLUMN,
+) -> list[Row]:
+    """The rows of one split of a data set on the Hub; labels by their names where the data set has some.
+
+    Raises ConnectionError where the Hub does not give it, and ValueError as `read_labelled_text`.
+    """
+    import datasets
+
+    try:
+        data = datasets.load_dataset(name, config, split=split)
+    except Exception as error:  # the library raises errors of its own, httpx's and fsspec's
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConnectionError(
+            f"The data set {name!r} could not be had from the Hugging Face Hub ({reason}); "
+            "try again later, or give a local .tsv, .csv, .jsonl or .parquet file with --input."
+        ) from error
+    label = data.features.get(label_column)
+    names = label.names if isinstance(label, datasets.ClassLabel) else None
+    rows = []
+    for number, row in enumerate(data, start=1):
+        if names is not None and row[label_column] is not None:
+            row[label_column] = names[row[label_column]] if row[label_column] >= 0 else None  # -1: not labelled
+        rows.append(labelled_row(row, text_column, label_column, f"{name}, row {number}"))
+    return rows
+
+
+def read_tsv(file, text_column: str, label_column: str) -> Iterator[tuple[str, dict]]:
+    with open(file, encoding="utf-8-sig", newline="\n") as lines:
+        columns = None
+        for number, line in enumerate(lines, start=1):
+            line = line.rstrip("\r\n")
+            if columns is None:
+                columns = line.split("\t")
+                if {text_column, label_column} <= set(columns):
+                    continue
+                if (text_column, label_column) == (TEXT_COLUMN, LABEL_COLUMN):
+                    columns = [LABEL_COLUMN, TEXT_COLUMN]
+            if line:
+                yield f"{file}, line {number}", dict(zip(columns, line.split("\t", len(columns) - 1), strict=False))
+
+
+def read_csv(file, text_column: str, label_column: str) -> Iterator[tuple[str, dict]]:
+    with open(file, encoding="utf-8-sig", newline="") as lines:
+        rows = csv.DictReader(lines, strict=True)
+        try:
+            for row in rows:
+                yield f"{file}, line {rows.line_num}", row
+        except csv.Error as error:
+            raise ValueError(f"{file}, line {rows.line_num} is not CSV: {error}.") from error
+
+
+def read_jsonl(file, text_column: str, label_column: str) -> Iterator[tuple[str, dict]]:
+    with open(file, encoding="utf-8-sig", newline="\n") as lines:
+        for number, line in enumerate(lines, start=1):
+            origin = f"{file}, line {number}"
+            if (row := json_row(line, origin)) is not None:
+                yield origin, row
+
+
+def read_parquet(file, text_column: str, label_column: str) -> Iterator[tuple[str, dict]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.read_table(file)
+    except pyarrow.ArrowInvalid as error:
+        raise ValueError(f"{file} is not a parquet file or is damaged: {str(error).splitlines()[0]}") from error
+    for number, row in enumerate(table.to_pylist(), start=1):
+        yield f"{file}, row {number}", row
+
+
+def labelled_row(row: dict, text_column: str, label_column: str, origin: str) -> Row:
+    for column in (text_column, label_column):
+        if column not in row:
+            columns = ", ".join(repr(str(name)[:40]) for name in row)
+            raise ValueError(f"{origin} has no column {column!r}; its columns are {columns}.")
+    text, label = row[text_column], row[label_column]
+    if text is None or (isinstance(text, str) and not text.strip()):
+        raise ValueError(f"{origin} has an empty text; remove the row.")
+    if not isinstance(text, str):
+        raise ValueError(f"{origin} has {text!r} in column {text_column!r}, which is no text.")
+    if label is None or not str(label).strip():
+        raise ValueError(f"{origin} has no label in column {label_column!r}; label or remove the row.")
+    return {"text": checked(text.rstrip("\r\n"), origin), "label": checked(str(label).strip(), origin)}
+
+
+def unescape(rows: list[Row]) -> tuple[list[Row], int]:
+    """HTML entities (`&amp;`, `&lt;#&gt;`) as the characters they stand for, and how many texts had some."""
+    unescaped = [row | {"text": html.unescape(row["text"])} for row in rows]
+    return unescaped, sum(old != new for old, new in zip(rows, unescaped, strict=True))
+
+
+def remove_duplicates(rows: list[Row]) -> tuple[list[Row], int, int]:
+    """Keep the first row of each text, and none of a text that has several labels: nobody knows which is right.
+
+    Returns the rows, how many others were removed as duplicates, and how many as contradictions.
+    """
+    labels = {}
+    for row in rows:
+        labels.setdefault(row["text"], set()).add(row["label"])
+    contradictory = {text for text, several in labels.items() if len(several) > 1}
+    agreed = [row for row in rows if row["text"] not in contradictory]
+    first = {row["text"]: row for row in reversed(agreed)}
+    kept = [row for row in agreed if first[row["text"]] is row]
+    return kept, len(agreed) - len(kept), len(rows) - len(agreed)
+
+
+def balance(rows: list[Row], seed: int) -> list[Row]:
+    """As many rows of each label as the rarest one has, drawn at random, in their old order."""
+    by_label = group_by_label(rows)
+    rarest = min(len(members) for members in by_label.values())
+    rng = random.Random(seed)
+    kept = {number for members in by_label.values() for number in rng.sample(members, rarest)}
+    return [row for number, row in enumerate(rows) if number in kept]
+
+
+def split(rows: list[Row], seed: int, fractions: tuple[float, float, float] = FRACTIONS) -> dict[str, list[Row]]:
+    """Train, validation and test, each with the same share of every label as nearly as whole rows allow and at least
+    one row of it; drawn at random, in their old order.
+
+    Raises ValueError for less than two labels, a label with less than three rows, and fractions that do not sum to 1.
+    """
+    if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"The fractions {fractions} must be positive and sum to 1, such as 0.7 0.1 0.2.")
+    by_label = group_by_label(rows)
+    if len(by_label) < 2:
+        raise ValueError(f"All rows have the label {next(iter(by_label), None)!r}; a classifier needs at least two.")
+    rng = random.Random(seed)
+    numbers = {name: [] for name in SPLITS}
+    for label, members in by_label.items():
+        if len(members) < len(SPLITS):
+            raise ValueError(
+                f"The label {label!r} has only {len(members)} of {len(rows)} rows, but train, validation and test "
+                "need one each; add some, or remove the label (a header that the columns were not named after?)."
+            )
+        shuffled = rng.sample(members, len(members))
+        test = min(max(1, round(len(members) * fractions[2])), len(members) - 2)
+        validation = min(max(1, round(len(members) * fractions[1])), len(members) - 1 - test)
+        numbers["test"] += shuffled[:test]
+        numbers["validation"] += shuffled[test : test + validation]
+        numbers["train"] += shuffled[test + validation :]
+    return {name: [rows[number] for number in sorted(chosen)] for name, chosen in numbers.items()}
+
+
+def group_by_label(rows: list[Row]) -> dict[str, list[int]]:
+    """Row numbers of each label, labels in alphabetical order, so that a seed always means the same choice."""
+    groups = {label: [] for label in sorted({row["label"] for row in rows})}
+    for number, row in enumerate(rows):
+        groups[row["label"]].append(number)
+    return groups
+
+
+def class_weights(labels: Iterable) -> list[float]:
+    """Weights for the loss, in the sorted order of the labels: rows / (classes * rows of the class).
+
+    Every class then weighs the same in the mean, and the weights of all rows sum to their number (King and Zeng 2001;
+    scikit-learn's "balanced").
+    """
+    counts = Counter(labels)
+    return [counts.total() / (len(counts) * counts[label]) for label in sorted(counts)]
+
+
+def prepare(
+    rows: list[Row],
+    source: str,
+    seed: int = 0,
+    fractions: tuple[float, float, float] = FRACTIONS,
+    unescape_entities: bool = False,
+    keep_duplicates: bool = False,
+    balance_labels: bool = False,
+) -> PreparedClassification:
+    """Clean and split `rows`: unescape, remove duplicates, balance, split, in this order.
+
+    Raises ValueError as `split`. In the report, a step not asked for is `null`. Near duplicates are texts that
+    equal one of the training texts but for capitals, blanks and digits, such as the same advertisement with another
+    telephone number.
+    """
+    labels_read, rows_read = count_labels(rows), len(rows)
+    unescaped = duplicates = contradictory = balanced_away = None
+    if unescape_entities:
+        rows, unescaped = unescape(rows)
+    if not keep_duplicates:
+        rows, duplicates, contradictory = remove_duplicates(rows)
+    if balance_labels:
+        before = len(rows)
+        rows = balance(rows, seed)
+        balanced_away = before - len(rows)
+    splits = split(rows, seed, fractions)
+    label_names = list(group_by_label(rows))
+    report = {
+        "source": source,
+        "rows_read": rows_read,
+        "labels_read": labels_read,
+        "texts_unescaped": unescaped,
+        "duplicates_removed": duplicates,
+        "contradictory_rows_removed": contradictory,
+        "rows_removed_to_balance": balanced_away,
+        "seed": seed,
+        "fractions": list(fractions),
+        "label_names": label_names,
+        "splits": {name: describe(splits[name], () if name == "train" else splits["train"]) for name in SPLITS},
+    }
+    return PreparedClassification(splits, label_names, report)
+
+
+def describe(rows: list[Row], train: Iterable[Row]) -> dict:
+    return {
+        "rows": len(rows),
+        "labels": count_labels(rows),
+        "duplicates_of_train": count_shared(rows, train, str),
+        "near_duplicates_of_train": count_shared(rows, train, likeness),
+        "sha256": hashlib.sha256(jsonl_bytes(rows)).hexdigest(),
+    }
+
+
+def count_labels(rows: list[Row]) -> dict[str, int]:
+    return dict(sorted(Counter(row["label"] for row in rows).items()))
+
+
+def count_shared(rows: list[Row], others: Iterable[Row], key: Callable[[str], str]) -> int:
+    """How many texts of `rows` have a key that a text of `others` has too."""
+    keys = {key(row["text"]) for row in others}
+    return sum(key(row["text"]) in keys for row in rows)
+
+
+def likeness(text: str) -> str:
+    return " ".join(re.sub(r"\d+", "0", text.casefold()).split())
+
+
+def jsonl_bytes(rows: list[Row]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def check_new(folder: str | os.PathLike) -> None:
+    if Path(folder).exists():
+        raise FileExistsError(f"{folder} exists already; delete it or choose another folder.")
+
+
+def save_prepared(prepared: PreparedClassification, folder: str | os.PathLike) -> None:
+    """Write train.jsonl, validation.jsonl, test.jsonl and report.json, under another name first: there is never half
+    a folder. Raises FileExistsError where `folder` exists."""
+    check_new(folder)
+    folder = Path(folder)
+    unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
+    try:
+        unfinished.mkdir(parents=True)
+        for name, rows in prepared.splits.items():
+            (unfinished / f"{name}.jsonl").write_bytes(jsonl_bytes(rows))
+        (unfinished / REPORT).write_text(
+            json.dumps(prepared.report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        os.rename(unfinished, folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def load_prepared(folder: str | os.PathLike) -> PreparedClassification:
+    """Read what `save_prepared` wrote. Raises FileNotFoundError where there is nothing of the kind, and ValueError
+    where the splits are not those that the report tells of."""
+    folder = Path(folder)
+    if not (folder / REPORT).is_file():
+        raise FileNotFoundError(f"{folder} has no {REPORT}; make the folder with examples/prepare_classification.py.")
+    try:
+        report = json.loads((folder / REPORT).read_bytes())
+        splits = {}
+        for name in SPLITS:
+            written = (folder / f"{name}.jsonl").read_bytes()
+            if hashlib.sha256(written).hexdigest() != report["splits"][name]["sha256"]:
+                raise ValueError(f"{name}.jsonl was changed")
+            splits[name] = [json.loads(line) for line in written.split(b"\n")[:-1]]
+        return PreparedClassification(splits, report["label_names"], report)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{folder} is damaged ({reason}); make it anew with examples/prepare_classification.py."
+        ) from error
