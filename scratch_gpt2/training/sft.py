@@ -1,0 +1,187 @@
+"""Instruction tuning with transformers' Trainer: the recipe, the model to train, its evaluation and sample answers."""
+
+import numpy as np
+import torch
+from huggingface_hub import whoami
+from transformers import (
+    BitsAndBytesConfig,
+    EvalPrediction,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from ..data.instructions import IGNORED, Conversation, encode_prompt
+from ..modeling_scratch_gpt2 import ScratchGPT2ForCausalLM
+from .arguments import TRAINER_DEFAULTS
+
+# Steps below 1 are shares of the run: the same ten evaluations for a thousand rows and for Alpaca's 52,000.
+SFT_RECIPE = TRAINER_DEFAULTS | {
+    "num_train_epochs": 3,
+    "learning_rate": 5e-5,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.03,
+    "weight_decay": 0.01,
+    "max_grad_norm": 1.0,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 4,
+    "eval_steps": 0.1,
+    "save_steps": 0.1,
+    "save_total_limit": 2,
+    "load_best_model_at_end": True,
+    "label_names": ["labels"],
+}
+# A packed row of 1,024 tokens holds about nine of Alpaca's conversations, so this step has as many as the one above.
+PACKED_BATCH = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "per_device_eval_batch_size": 2}
+# Adapters start at zero and are few: they bear, and need, larger steps (Biderman et al. 2024, arXiv:2405.09673).
+LORA_LEARNING_RATE = 3e-4
+
+
+def check_arguments(args: TrainingArguments) -> None:
+    """Raise ValueError for an option that would train something else than it says, ConnectionError where
+    `--push_to_hub` could not push after hours of training."""
+    if args.label_smoothing_factor:
+        raise ValueError(
+            f"label_smoothing_factor is {args.label_smoothing_factor}, but Trainer would smooth every label against "
+            "the wrong position; leave it at 0."
+        )
+    if args.push_to_hub:
+        try:
+            whoami(args.hub_token)
+        except Exception as error:  # the library raises errors of its own and httpx's
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ConnectionError(
+                f"The Hugging Face Hub cannot be pushed to ({reason}); log in with `hf auth login`, or leave out "
+                "--push_to_hub and push the folder later."
+            ) from error
+
+
+def quantized_base(name: str, compute_dtype: torch.dtype) -> ScratchGPT2ForCausalLM:
+    """A checkpoint whose blocks' matrices are kept in 4 bits (Dettmers et al. 2023, "QLoRA", arXiv:2305.14314).
+
+    Raises ImportError without bitsandbytes.
+    """
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ImportError("--qlora needs bitsandbytes: pip install bitsandbytes.") from error
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute_dtype,
+    )
+    return ScratchGPT2ForCausalLM.from_pretrained(name, dtype=torch.float32, quantization_config=quantization)
+
+
+def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let generation end and pad as the tokenizer says, here and in what is saved.
+
+    Raises ValueError for a model that has fewer embeddings than the tokenizer has tokens.
+    """
+    if len(tokenizer) > model.config.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer)} tokens but the model knows {model.config.vocab_size}; use the "
+            "tokenizer that the model was trained with."
+        )
+    for config in (model.config, model.generation_config):
+        config.eos_token_id = tokenizer.eos_token_id
+        config.pad_token_id = tokenizer.pad_token_id
+
+
+class InstructionTrainer(Trainer):
+    """Trainer whose `eval_loss` is the mean over all labelled tokens, in whatever batches and processes they come.
+
+    Trainer itself averages the means of the batches, so that a token counts the more, the fewer there are beside it.
+    """
+
+    def __init__(self, model: PreTrainedModel, args: TrainingArguments, **kwargs):
+        super().__init__(model, args, compute_metrics=mean_over_tokens, **kwargs)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """The summed loss of the batch as its first row's "prediction", (B,), and its number of tokens as the label.
+
+        The last batches of several processes are filled up with rows that have been there before. Trainer cuts off
+        what belongs to them; here their labels are taken away.
+        """
+        inputs = self._prepare_inputs(inputs)
+        labels = inputs["labels"]
+        state = self.accelerator.gradient_state
+        if state.end_of_dataloader and state.remainder > 0:
+            own = state.remainder - self.args.process_index * len(labels)
+            labels[max(own, 0) :] = IGNORED
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss = model(**inputs, num_items_in_batch=1, skip_logits=True).loss
+        sums, tokens = torch.zeros(2, len(labels), device=labels.device)
+        sums[0], tokens[0] = loss, (labels[:, 1:] != IGNORED).sum()
+        return None, sums, tokens
+
+
+def mean_over_tokens(prediction: EvalPrediction) -> dict[str, float]:
+    sums, tokens = prediction.predictions, prediction.label_ids
+    return {"loss": float(sums.sum(dtype=np.float64) / tokens.sum(dtype=np.float64))}
+
+
+class AnswerCallback(TrainerCallback):
+    """Answers some instructions before training and after every evaluation: printed, and logged as `samples` to
+    wherever the losses go. Decoding is greedy and draws no random numbers.
+
+    Add it to a trainer that exists, since only a trainer can log. Every process takes part, since under FSDP none has
+    the whole model.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        tokenizer: PreTrainedTokenizerBase,
+        conversations: list[Conversation],
+        max_new_tokens: int = 128,
+    ):
+        self.trainer = trainer
+        self.tokenizer = tokenizer
+        self.conversations = conversations
+        self.max_new_tokens = max_new_tokens
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 0:
+            self.show(model, state)
+
+    def on_evaluate(self, args, state, control, model=None, **kwargs):
+        self.show(model, state)
+
+    def show(self, model: PreTrainedModel, state) -> None:
+        answers = greedy_answers(model, self.tokenizer, [c.prompt for c in self.conversations], self.max_new_tokens)
+        pairs = zip(self.conversations, answers, strict=True)
+        text = "\n\n".join(
+            f"{conversation.prompt[-1]['content'].strip()}\n--> {answer}\n(reference: {conversation.output.strip()})"
+            for conversation, answer in pairs
+        )
+        if state.is_world_process_zero:
+            print(f"\n--- answers at step {state.global_step} ---\n{text}\n", flush=True)
+        self.trainer.log({"samples": text})
+
+
+@torch.no_grad()
+def greedy_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[dict[str, str]]],
+    max_new_tokens: int,
+) -> list[str]:
+    """The most likely continuation of each prompt up to its eos, in one batch padded on the left."""
+    ids = {"input_ids": [encode_prompt(tokenizer, prompt) for prompt in prompts]}
+    inputs = tokenizer.pad(ids, padding_side="left", return_tensors="pt").to(model.device)
+    room = model.config.n_positions - inputs.input_ids.shape[1]
+    was_training = model.training
+    model.eval()
+    output = model.generate(
+        **inputs,
+        max_new_tokens=min(max_new_tokens, room),
+        do_sample=False,
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.train(was_training)
+    return tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
