@@ -44,7 +44,7 @@ from scratch_gpt2.data.instructions import (
     split,
 )
 from scratch_gpt2.data.token_shards import write_atomically
-from scratch_gpt2.tokenization import load_tokenizer, train_tokenizer
+from scratch_gpt2.tokenization import CHAT_TEMPLATE, load_tokenizer, train_tokenizer
 from scratch_gpt2.training.callbacks import LogCallback
 from scratch_gpt2.training.checkpoints import checkpoint_to_resume
 from scratch_gpt2.training.pretraining import check_launch, check_same_sizes, model_to_continue, new_model
@@ -69,7 +69,6 @@ SMOKE = {
     "logging_steps": 5,
     "save_strategy": "no",
     "load_best_model_at_end": False,
-    "max_length": 128,
     "samples": 2,
 }
 COLOURS = {
@@ -143,7 +142,8 @@ def make_smoke_files(folder: Path) -> tuple[str, str]:
     """A new, tiny model and the rows for it, where the user would give their own."""
     base, data = folder / "base", folder / "smoke.json"
     if not data.exists():
-        tokenizer = train_tokenizer((text for row in SMOKE_ROWS for text in row.values()), vocab_size=512)
+        texts = [CHAT_TEMPLATE, *(text for row in SMOKE_ROWS for text in row.values())]
+        tokenizer = train_tokenizer(texts, vocab_size=512)
         config = ScratchGPT2Config.from_preset("tiny", n_layer=2, n_embd=64, n_head=2, n_positions=256)
         model = new_model(config, tokenizer)
         tokenizer.save_pretrained(base)
@@ -171,13 +171,16 @@ def encode(tokenizer, parts: list[list[Conversation]], length: int, data_args: D
     for name, part in zip(("training", "validation"), parts, strict=True):
         rows, dropped = encode_conversations(tokenizer, part, length, data_args.train_on_prompt)
         tokens = sum(len(row["input_ids"]) for row in rows)
+        cut = sum(len(row["input_ids"]) == length and row["input_ids"][-1] != tokenizer.eos_token_id for row in rows)
         learned = sum(label != -100 for row in rows for label in row["labels"])
         line = f"{name:<11}{len(rows):,} conversations, {tokens:,} tokens, {learned / tokens:.0%} of them learned"
         if data_args.pack:
             rows = pack(rows, length)
             line += f", in {len(rows):,} rows of {length} tokens ({tokens / len(rows) / length:.1%} full)"
-        if dropped:
-            line += f"; {dropped:,} more were dropped, whose answers begin after {length} tokens"
+        if cut or dropped:
+            line += (
+                f"; {cut:,} answers are cut after {length} tokens, {dropped:,} more would begin there and are dropped"
+            )
         print(line, flush=True)
         encoded.append(rows)
     return encoded
@@ -219,7 +222,9 @@ def usage(model_args: ModelArguments, folder: str) -> str:
         return f"""
     from peft import PeftModel
     from scratch_gpt2 import ScratchGPT2ForCausalLM
-    model = PeftModel.from_pretrained({base}, {folder!r})"""
+    model = PeftModel.from_pretrained({base}, {folder!r})
+
+With --merge, the folder would hold an ordinary model."""
     return f"""
     import scratch_gpt2, transformers
     chat = transformers.pipeline('text-generation', {folder!r})

@@ -1,27 +1,32 @@
 """HellaSwag: which of four endings does a language model find the most likely? (Zellers et al. 2019, arXiv:1905.07830)
 
-The texts, their tokens, the truncation and the two accuracies are those of the task `hellaswag`, version 1.0, of
-EleutherAI's lm-evaluation-harness 0.4.13 (lm_eval/tasks/hellaswag/utils.py, `_encode_pair` in lm_eval/api/model.py,
-`_loglikelihood_tokens` in lm_eval/models/huggingface.py, `process_results` in lm_eval/api/task.py), without examples
-in the prompt. Figures by other protocols, such as build-nanogpt's, cannot be compared with these.
+Two protocols, whose figures cannot be compared with each other:
+
+"lm-eval": the texts, their tokens, the truncation and the two accuracies are those of the task `hellaswag`, version
+1.0, of EleutherAI's lm-evaluation-harness 0.4.13 (lm_eval/tasks/hellaswag/utils.py, `_encode_pair` in
+lm_eval/api/model.py, `_loglikelihood_tokens` in lm_eval/models/huggingface.py, `process_results` in
+lm_eval/api/task.py), without examples in the prompt. The activity stands before the context, WikiHow's marks are
+removed, and the normalised accuracy is by log-likelihood per character.
+
+"build-nanogpt": Karpathy's variant (https://github.com/karpathy/build-nanogpt/blob/master/hellaswag.py), "completion
+style": the texts as they are, without the activity, and the normalised accuracy is by log-likelihood per token.
 """
 
-import inspect
 import json
 import math
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..tokenization import check_text
+from .continuations import log_likelihoods, positions_of
 
+PROTOCOLS = ("lm-eval", "build-nanogpt")
 ENDINGS = 4
 
 
@@ -39,7 +44,7 @@ class Example:
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """Token ids, and the endings' lengths in characters, by which the harness normalises."""
+    """Token ids, and the endings' lengths by which the protocol normalises: in characters or in tokens."""
 
     ind: int
     label: int
@@ -51,7 +56,7 @@ class EncodedExample:
 @dataclass(frozen=True)
 class ExampleResult:
     """`log_likelihoods` are the sums over the tokens of each ending, in nats. `prediction` is the most likely ending,
-    `prediction_norm` the one with the highest log-likelihood per character; of equal ones the first."""
+    `prediction_norm` the one with the highest log-likelihood per unit of length; of equal ones the first."""
 
     ind: int
     label: int
@@ -62,12 +67,15 @@ class ExampleResult:
 
 @dataclass(frozen=True)
 class HellaSwagResult:
-    """Shares of right answers (the harness' acc and acc_norm) in so many `examples`, and their standard errors."""
+    """Shares of right answers (acc and acc_norm) in so many `examples`, their standard errors as the harness has them,
+    and their 95% confidence intervals, Wilson's."""
 
     accuracy: float
     accuracy_norm: float
     standard_error: float
     standard_error_norm: float
+    interval: tuple[float, float]
+    interval_norm: tuple[float, float]
     examples: int
 
 
@@ -92,6 +100,23 @@ def read_hellaswag(file: str | os.PathLike) -> list[Example]:
     return examples
 
 
+def load_hellaswag(name: str = "Rowan/hellaswag") -> list[Example]:
+    """The validation split from the Hugging Face Hub.
+
+    Raises ConnectionError where the Hub cannot be reached, ValueError for rows of another form.
+    """
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(name, split="validation")
+    except Exception as error:  # of many types, those of several HTTP libraries among them
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConnectionError(
+            f"HellaSwag could not be had from the Hugging Face Hub ({reason}); give hellaswag_val.jsonl as a file."
+        ) from None
+    return [parse_row(row) for row in rows]
+
+
 def parse_line(line: bytes) -> Example:
     try:
         row = json.loads(line.decode())
@@ -99,6 +124,10 @@ def parse_line(line: bytes) -> Example:
         raise ValueError("this is not JSON in UTF-8; is the file complete, and jsonl?") from None
     if not isinstance(row, dict):
         raise ValueError("this is not a JSON object; give the original jsonl form.")
+    return parse_row(row)
+
+
+def parse_row(row: dict) -> Example:
     for name in ("ind", "activity_label", "ctx_a", "ctx_b", "endings", "label"):
         if name not in row:
             raise ValueError(f"the field {name!r} is missing; give the original jsonl form.")
@@ -133,23 +162,36 @@ def clean_text(text: str) -> str:
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
-def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example) -> EncodedExample:
+def nanogpt_texts(example: Example) -> tuple[str, list[str]]:
+    """The context and the endings as they are. The data's own `ctx` is `ctx_a`, and `ctx_b` if there is one."""
+    return f"{example.ctx_a} {example.ctx_b}" if example.ctx_b else example.ctx_a, list(example.endings)
+
+
+def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, protocol: str = "lm-eval") -> EncodedExample:
     """The ids of the context, and of each ending as it follows the context with a blank between them.
 
-    White space that ends the context counts as the ending's, since GPT-2's tokens begin with it.
+    By lm-eval white space that ends the context counts as the ending's, since GPT-2's tokens begin with it;
+    build-nanogpt encodes both by themselves.
+
+    Raises ValueError for an unknown protocol and, by build-nanogpt, a context without tokens.
     """
-    context, endings = harness_texts(example)
-    stripped = context.rstrip()
-    context_ids = tokenizer(stripped, verbose=False).input_ids
-    whole_ids = [tokenizer(f"{context} {ending}", verbose=False).input_ids for ending in endings]
-    return EncodedExample(
-        ind=example.ind,
-        label=example.label,
-        context_ids=context_ids,
+    if protocol == "lm-eval":
+        context, endings = harness_texts(example)
+        context_ids = tokenizer(context.rstrip(), verbose=False).input_ids
+        whole_ids = [tokenizer(f"{context} {ending}", verbose=False).input_ids for ending in endings]
         # Other tokenizers than GPT-2's would encode an ending by itself differently: Llama's adds a blank.
-        ending_ids=[ids[len(context_ids) :] for ids in whole_ids],
-        ending_lengths=[len(ending) for ending in endings],
-    )
+        ending_ids = [ids[len(context_ids) :] for ids in whole_ids]
+        lengths = [len(ending) for ending in endings]
+    elif protocol == "build-nanogpt":
+        context, endings = nanogpt_texts(example)
+        context_ids = tokenizer(context, verbose=False).input_ids
+        ending_ids = [tokenizer(f" {ending}", add_special_tokens=False, verbose=False).input_ids for ending in endings]
+        lengths = [len(ids) for ids in ending_ids]
+    else:
+        raise ValueError(f"The protocol is {protocol!r} but must be one of {', '.join(PROTOCOLS)}.")
+    if not context_ids:
+        raise ValueError(f"HellaSwag's example {example.ind} has no context, which {protocol} needs; leave it out.")
+    return EncodedExample(example.ind, example.label, context_ids, ending_ids, lengths)
 
 
 def check_fits(model: PreTrainedModel, examples: list[EncodedExample]) -> None:
@@ -170,25 +212,26 @@ def check_fits(model: PreTrainedModel, examples: list[EncodedExample]) -> None:
             )
 
 
-def positions_of(model: PreTrainedModel) -> int | None:
-    return getattr(model.config, "max_position_embeddings", None)
-
-
 def hellaswag_accuracy(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, examples: list[Example], batch_size: int = 4
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: list[Example],
+    batch_size: int = 4,
+    protocol: str = "lm-eval",
 ) -> HellaSwagResult:
     """Accuracy and length-normalised accuracy of any causal language model, ours or of transformers.
 
-    A text longer than the model's positions loses its beginning. Memory: see `score_batch`.
+    The context is computed once for the four endings; see `continuations.py`, also for the memory that this takes. A
+    text longer than the model's positions loses its beginning.
 
     Args:
-        batch_size: examples computed together, four rows each; the result does not depend on it.
+        batch_size: examples computed together; the result does not depend on it.
 
     Raises:
         ValueError: no examples, an ending longer than the model's positions, a tokenizer whose ids exceed the model's
-            vocabulary.
+            vocabulary, an unknown protocol.
     """
-    encoded = [encode_example(tokenizer, example) for example in examples]
+    encoded = [encode_example(tokenizer, example, protocol) for example in examples]
     check_fits(model, encoded)
     return summarize(score_examples(model, encoded, batch_size))
 
@@ -197,10 +240,17 @@ def summarize(results: list[ExampleResult]) -> HellaSwagResult:
     if not results:
         raise ValueError("There are no examples to take the accuracy of.")
     number = len(results)
-    accuracy = sum(result.prediction == result.label for result in results) / number
-    accuracy_norm = sum(result.prediction_norm == result.label for result in results) / number
-    errors = (standard_error(share, number) for share in (accuracy, accuracy_norm))
-    return HellaSwagResult(accuracy, accuracy_norm, *errors, number)
+    right = sum(result.prediction == result.label for result in results)
+    right_norm = sum(result.prediction_norm == result.label for result in results)
+    return HellaSwagResult(
+        accuracy=right / number,
+        accuracy_norm=right_norm / number,
+        standard_error=standard_error(right / number, number),
+        standard_error_norm=standard_error(right_norm / number, number),
+        interval=wilson_interval(right, number),
+        interval_norm=wilson_interval(right_norm, number),
+        examples=number,
+    )
 
 
 def standard_error(share: float, number: int) -> float:
@@ -208,62 +258,37 @@ def standard_error(share: float, number: int) -> float:
     return math.sqrt(share * (1 - share) / (number - 1)) if number > 1 else math.nan
 
 
+def wilson_interval(right: int, number: int) -> tuple[float, float]:
+    """95% confidence interval of the probability of which `right` of `number` is a sample (Wilson 1927). It stays
+    within 0 and 1 and holds for few examples too, which share +- 1.96 standard errors do not."""
+    z = 1.959964  # 97.5% of the normal distribution lie below
+    share = right / number
+    middle = share + z * z / (2 * number)
+    half = z * math.sqrt(share * (1 - share) / number + z * z / (4 * number * number))
+    low, high = ((middle + sign * half) / (1 + z * z / number) for sign in (-1, 1))
+    return max(low, 0.0), min(high, 1.0)
+
+
 def score_examples(model: PreTrainedModel, examples: list[EncodedExample], batch_size: int = 4) -> list[ExampleResult]:
-    """Results in the order of the examples. Those with contexts of similar length are computed together."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size} but must be at least 1.")
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].context_ids))
+    """Results in the order of the examples."""
     results = {}
-    was_training = model.training
-    model.eval()
-    try:
-        for start in tqdm(range(0, len(order), batch_size), desc="HellaSwag", leave=False, disable=None):
-            numbers = order[start : start + batch_size]
-            batch = [examples[i] for i in numbers]
-            results |= dict(zip(numbers, map(make_result, batch, score_batch(model, batch)), strict=True))
-    finally:
-        model.train(was_training)
-    return [results[i] for i in range(len(examples))]
+    with tqdm(total=len(examples), desc="HellaSwag", leave=False, disable=None) as bar:
+        for batch in score_in_batches(model, examples, batch_size):
+            results |= batch
+            bar.update(len(batch))
+    return [results[number] for number in range(len(examples))]
 
 
-def make_result(example: EncodedExample, log_likelihoods: list[float]) -> ExampleResult:
-    per_character = [score / length for score, length in zip(log_likelihoods, example.ending_lengths, strict=True)]
-    prediction, prediction_norm = (scores.index(max(scores)) for scores in (log_likelihoods, per_character))
-    return ExampleResult(example.ind, example.label, log_likelihoods, prediction, prediction_norm)
+def score_in_batches(
+    model: PreTrainedModel, examples: list[EncodedExample], batch_size: int
+) -> Iterator[dict[int, ExampleResult]]:
+    """Results by the number of the example, as they come: those of the longest examples first."""
+    choices = [(example.context_ids, example.ending_ids) for example in examples]
+    for batch in log_likelihoods(model, choices, batch_size):
+        yield {number: make_result(examples[number], scores) for number, scores in batch}
 
 
-@torch.no_grad()
-def score_batch(model: PreTrainedModel, batch: list[EncodedExample]) -> list[list[float]]:
-    """Log-likelihoods of the endings of each example, in nats.
-
-    The rows are padded on the right, where a causal model does not look. The logits exist from the first position
-    that predicts an ending to the last one: `4 * len(batch) * positions * vocab_size` numbers, with few positions
-    more than the longest ending has tokens where the contexts are of similar length. Models that do not know
-    `logits_to_keep` compute them for whole rows.
-    """
-    targets = [ids for example in batch for ids in example.ending_ids]
-    rows = [torch.tensor(ids) for example in batch for ids in input_rows(model, example)]
-    starts = [len(row) - len(target) for row, target in zip(rows, targets, strict=True)]
-    input_ids = pad_sequence(rows, batch_first=True)  # (R, T)
-    attention_mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-    first = min(starts)
-    kept = input_ids.shape[1] - first
-    keep = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
-    logits = model(
-        input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device), use_cache=False, **keep
-    ).logits[:, -kept:]  # (R, P, V)
-    scores = [
-        -F.cross_entropy(
-            row[start - first :][: len(target)].float(), torch.tensor(target, device=row.device), reduction="sum"
-        )
-        for row, start, target in zip(logits, starts, targets, strict=True)
-    ]
-    return torch.stack(scores).view(len(batch), ENDINGS).tolist()
-
-
-def input_rows(model: PreTrainedModel, example: EncodedExample) -> list[list[int]]:
-    """What the model reads for each ending: as much of the context's end as fits, and the ending without its last
-    token, which is only predicted."""
-    rows = [(example.context_ids + ids)[:-1] for ids in example.ending_ids]
-    positions = positions_of(model)
-    return rows if positions is None else [row[-positions:] for row in rows]
+def make_result(example: EncodedExample, scores: list[float]) -> ExampleResult:
+    normalised = [score / length for score, length in zip(scores, example.ending_lengths, strict=True)]
+    prediction, prediction_norm = (values.index(max(values)) for values in (scores, normalised))
+    return ExampleResult(example.ind, example.label, scores, prediction, prediction_norm)

@@ -87,7 +87,7 @@ def classification_metrics(
     """accuracy, precision, recall, f1, confusion_matrix, and with `scores` roc_auc.
 
     Of two labels, precision, recall, F1 and ROC AUC are those of `positive`; of more, means over the labels ("macro"),
-    ROC AUC of each label against the others.
+    ROC AUC of each label against the others. ROC AUC is nan where a label is missing from the references.
 
     Args:
         predictions, references: (N,) label ids.
@@ -95,7 +95,8 @@ def classification_metrics(
         label_names: the labels in the order of their ids.
         positive: one of two labels; by default the second, such as spam of ham and spam.
 
-    Raises ValueError for empty or unequal lengths, ids without a name, and an unknown `positive`.
+    Raises ValueError for empty or unequal lengths, scores of another shape, ids without a name, and an unknown
+    `positive`.
     """
     predictions, references = np.asarray(predictions), np.asarray(references)
     check_ids(predictions, references, label_names)
@@ -109,7 +110,10 @@ def classification_metrics(
     for metric in (Precision, Recall, F1):
         result |= metric(keep_in_memory=True).compute(**pair, **options)
     if scores is not None:
-        result["roc_auc"] = roc_auc(np.asarray(scores, dtype=float), references, options.get("pos_label"))
+        scores = np.asarray(scores, dtype=float)
+        if scores.shape != (len(references), len(ids)):
+            raise ValueError(f"The scores have shape {scores.shape}, not {(len(references), len(ids))}: give logits.")
+        result["roc_auc"] = roc_auc(scores, references, options.get("pos_label"))
     return result | ConfusionMatrix(keep_in_memory=True).compute(**pair, labels=ids)
 
 

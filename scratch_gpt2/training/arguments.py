@@ -31,6 +31,28 @@ TRAINER_DEFAULTS = {
     "use_cache": True,
 }
 
+# What differs for classifiers: epochs instead of steps, and the best of them is kept. Resuming also restores how long
+# early stopping has been waiting.
+CLASSIFICATION_DEFAULTS = {
+    **TRAINER_DEFAULTS,
+    "num_train_epochs": 5,
+    "per_device_train_batch_size": 8,
+    "per_device_eval_batch_size": 32,
+    "weight_decay": 0.1,
+    "warmup_steps": 0.1,
+    "logging_steps": 20,
+    "eval_strategy": "epoch",
+    "eval_steps": None,
+    "save_strategy": "epoch",
+    "save_total_limit": 1,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "loss",
+    "restore_callback_states_from_checkpoint": True,
+    "prediction_loss_only": False,
+}
+# For AdamW, by what is trained: the fewer weights, the larger the steps that they bear.
+CLASSIFICATION_LEARNING_RATES = {"head": 1e-2, "last_block": 5e-4, "all": 5e-5, "lora": 5e-4}
+
 
 def accumulation_steps(tokens_per_step: int, block_length: int, batch_size: int, world_size: int) -> int:
     """Forward passes per optimizer step, from the tokens that a step shall have.

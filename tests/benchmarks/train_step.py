@@ -74,6 +74,8 @@ def as_nanogpt(reference, folder: str):
     transposed = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
     weights = reference.state_dict()
     model.load_state_dict({name: x.T if name.endswith(transposed) else x for name, x in weights.items()}, strict=False)
+    for block in model.transformer.h:
+        block.mlp.gelu.approximate = "tanh"  # OpenAI's; nanoGPT's exact one would give other losses
     return model
 
 
@@ -109,6 +111,7 @@ def compare(args) -> list[dict]:
                 command = [sys.executable, __file__, "--only", name, "--weights", folder, *sys.argv[1:]]
                 output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
                 runs.append(json.loads(output.splitlines()[-1]))
+                print(output.splitlines()[-1], file=sys.stderr)
     for run in runs:
         for loss, expected in zip(run["losses"], runs[0]["losses"], strict=True):
             if abs(loss - expected) > TOLERANCE[args.dtype] * expected:
