@@ -116,7 +116,8 @@ def read_csv(file, text_column: str, label_column: str) -> Iterator[tuple[str, d
             for row in rows:
                 yield f"{file}, line {rows.line_num}", row
         except csv.Error as error:
-            raise ValueError(f"{file}, line {rows.line_num} is not CSV: {error}.") from error
+            # The row that could not be read begins after the last that could.
+            raise ValueError(f"{file}, line {rows.line_num + 1} is not CSV: {error}.") from error
 
 
 def read_jsonl(file, text_column: str, label_column: str) -> Iterator[tuple[str, dict]]:
@@ -140,10 +141,9 @@ def read_parquet(file, text_column: str, label_column: str) -> Iterator[tuple[st
 
 
 def labelled_row(row: dict, text_column: str, label_column: str, origin: str) -> Row:
-    for column in (text_column, label_column):
-        if column not in row:
-            columns = ", ".join(repr(str(name)[:40]) for name in row)
-            raise ValueError(f"{origin} has no column {column!r}; its columns are {columns}.")
+    if missing := [column for column in (text_column, label_column) if column not in row]:
+        columns = ", ".join(repr(str(name)[:40]) for name in row)
+        raise ValueError(f"{origin} has no column {' and no '.join(map(repr, missing))}; its columns are {columns}.")
     text, label = row[text_column], row[label_column]
     if text is None or (isinstance(text, str) and not text.strip()):
         raise ValueError(f"{origin} has an empty text; remove the row.")
@@ -190,8 +190,10 @@ def split(rows: list[Row], seed: int, fractions: tuple[float, float, float] = FR
 
     Raises ValueError for less than two labels, a label with less than three rows, and fractions that do not sum to 1.
     """
-    if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(f"The fractions {fractions} must be positive and sum to 1, such as 0.7 0.1 0.2.")
+    if len(fractions) != len(SPLITS) or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(
+            f"The fractions {fractions} must be three positive numbers that sum to 1, such as 0.7 0.1 0.2."
+        )
     by_label = group_by_label(rows)
     if len(by_label) < 2:
         raise ValueError(f"All rows have the label {next(iter(by_label), None)!r}; a classifier needs at least two.")
