@@ -1,0 +1,156 @@
+"""Answer the instructions of a test set with a language model, and compare the answers with the references.
+
+    python examples/respond.py --model runs/assistant --data runs/assistant/test.json --output responses.json
+    python examples/respond.py --model openai-community/gpt2 --data test.json --output base.json --max_new_tokens 64
+    python examples/respond.py --model runs/lora --data test.json --output sampled.json --temperature 0.7
+
+`--model` is a folder or Hub id of any causal language model or the folder of a PEFT adapter. Rows are {"instruction",
+"input", "output"}, {"prompt", "completion"} or {"messages"}, in .json or .jsonl files or on the Hub. `--output` gets
+a list of objects with instruction, input, output (the reference) and response, for examples/judge.py; of a longer
+conversation the last question is the instruction. A run that was stopped goes on where it was.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers import HfArgumentParser, set_seed
+
+from scratch_gpt2.cli import offline_unless_hub_answers, run_main
+from scratch_gpt2.data.instructions import Conversation, read_instructions
+from scratch_gpt2.data.token_shards import write_atomically
+from scratch_gpt2.evaluation.progress import ProgressFile, digest
+from scratch_gpt2.evaluation.responses import (
+    batches_by_length,
+    encode_prompts,
+    load_model,
+    load_tokenizer_of,
+    reference_loss,
+    reference_metrics,
+    respond,
+)
+from scratch_gpt2.tokenization import load_tokenizer
+
+
+@dataclass
+class Arguments:
+    model: str = field(metadata={"help": "Folder or Hub id of a causal language model, or an adapter's folder."})
+    data: list[str] = field(metadata={"help": ".json or .jsonl files, or Hub data sets."})
+    tokenizer: str | None = field(
+        default=None, metadata={"help": "Folder, Hub id or tiktoken:gpt2; by default the model's."}
+    )
+    output: str = field(default="responses.json", metadata={"help": "File for the answers, ending with .json."})
+    max_rows: int | None = field(default=None, metadata={"help": "Answer the first so many rows only."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Tokens after which an answer is cut off."})
+    batch_size: int = field(default=16, metadata={"help": "Answers computed together."})
+    temperature: float = field(default=0.0, metadata={"help": "0: the likeliest token always; 1: sample."})
+    top_k: int = field(default=50, metadata={"help": "Sample among so many of the likeliest tokens; 0: all."})
+    top_p: float = field(default=1.0, metadata={"help": "Sample among the likeliest tokens of this probability."})
+    seed: int = field(default=0, metadata={"help": "Of the samples."})
+
+
+def main() -> None:
+    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    check(arguments)
+    for name in (arguments.model, *arguments.data):
+        offline_unless_hub_answers(name)
+    conversations = read_instructions(arguments.data, arguments.max_rows)
+    tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else load_tokenizer_of(arguments.model)
+    model = load_model(arguments.model).to(PartialState().device)
+    fitting, prompts = fit(model, tokenizer, conversations, arguments.max_new_tokens)
+    try:
+        loss = reference_loss(model, tokenizer, fitting)
+    except ValueError as error:
+        loss = None
+        print(f"no perplexity: {error}")
+
+    progress = ProgressFile(f"{arguments.output}.unfinished.jsonl", settings(arguments, model, prompts))
+    answers = answer_all(model, tokenizer, prompts, arguments, progress)
+    write(fitting, answers, Path(arguments.output))
+    report(fitting, answers, loss)
+    progress.file.unlink()
+
+
+def check(arguments: Arguments) -> None:
+    if not arguments.output.endswith(".json"):
+        raise ValueError(f"--output is {arguments.output!r} but must end with .json.")
+    for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("temperature", 0)):
+        if getattr(arguments, name) < least:
+            raise ValueError(f"{name} is {getattr(arguments, name)} but must be at least {least}.")
+
+
+def fit(model, tokenizer, conversations: list[Conversation], max_new_tokens: int):
+    """The conversations whose prompt leaves room for a whole answer, and their prompts' ids."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    longest = None if positions is None else positions - max_new_tokens
+    fitting, prompts = encode_prompts(tokenizer, conversations, longest)
+    if len(fitting) < len(conversations):
+        sentence = (
+            f"{len(conversations) - len(fitting)} of {len(conversations)} prompts leave fewer than {max_new_tokens} "
+            f"of the model's {positions} positions for the answer"
+        )
+        if not fitting:
+            raise ValueError(f"{sentence}; choose a smaller --max_new_tokens.")
+        print(f"{sentence}: left out")
+    highest = max(map(max, prompts))
+    if highest >= model.config.vocab_size:
+        raise ValueError(
+            f"The tokenizer gives id {highest} but the model's vocab_size is {model.config.vocab_size}: use the "
+            "tokenizer that the model was trained with."
+        )
+    return fitting, prompts
+
+
+def settings(arguments: Arguments, model, prompts: list[list[int]]) -> dict:
+    """What the answers depend on. Training changes the first numbers of some weights, whatever the folder's name."""
+    names = ("model", "max_new_tokens", "batch_size", "temperature", "top_k", "top_p", "seed")
+    weights = [parameter.detach().flatten()[:16].tolist() for parameter in model.parameters()]
+    return {name: getattr(arguments, name) for name in names} | {"weights": digest(weights), "rows": digest(prompts)}
+
+
+def answer_all(model, tokenizer, prompts: list[list[int]], arguments: Arguments, progress: ProgressFile) -> list[dict]:
+    """A record with text and stopped for each prompt; those of an earlier run are in `progress`."""
+    options = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
+    if arguments.temperature > 0:
+        options |= {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p")}
+    answers = {record["row"]: record for record in progress.records}
+    with tqdm(total=len(prompts), desc="Answering", unit=" rows") as bar:
+        for batch in batches_by_length([len(ids) for ids in prompts], arguments.batch_size):
+            if not answers.keys() >= set(batch):
+                set_seed(arguments.seed + batch[0])  # so that a continued run draws what an unbroken one does
+                responses = respond(model, tokenizer, [prompts[row] for row in batch], **options)
+                records = [
+                    {"row": row, "text": response.text, "stopped": response.stopped}
+                    for row, response in zip(batch, responses, strict=True)
+                ]
+                progress.append(records)
+                answers |= {record["row"]: record for record in records}
+            bar.update(len(batch))
+    return [answers[row] for row in range(len(prompts))]
+
+
+def write(conversations: list[Conversation], answers: list[dict], output: Path) -> None:
+    rows = [
+        {"instruction": row.instruction, "input": row.input, "output": row.output, "response": answer["text"]}
+        for row, answer in zip(conversations, answers, strict=True)
+    ]
+    text = json.dumps(rows, indent=1, ensure_ascii=False)
+    write_atomically(output, lambda file: file.write(text.encode()))
+
+
+def report(conversations: list[Conversation], answers: list[dict], loss) -> None:
+    metrics = reference_metrics([answer["text"] for answer in answers], [row.output for row in conversations])
+    stopped = sum(answer["stopped"] for answer in answers)
+    print(f"{len(answers)} answers, {stopped} ended by the model, {len(answers) - stopped} cut off")
+    print(f"ROUGE-L       {metrics['rouge_l']:8.2f}")
+    print(f"BLEU          {metrics['bleu']:8.2f}")
+    print(f"exact match   {metrics['exact_match']:8.2f} %")
+    if loss is not None:
+        note = f", without {loss.too_long} that are too long" if loss.too_long else ""
+        print(f"perplexity    {loss.perplexity:8.2f} of the references ({loss.tokens:,} tokens{note})")
+
+
+if __name__ == "__main__":
+    run_main(main)
