@@ -166,7 +166,10 @@ BAD_FILES = {
     "latin.csv": (b"label,text\nham,caf\xe9\n", "FILE is not UTF-8 (byte 0xe9); convert it, e.g. with iconv."),
     "blank.tsv": (b"ham\tone\nspam\t  \n", "FILE, line 2 has an empty text; remove the row."),
     "short.tsv": (b"ham\tone\nspam\n", "FILE, line 2 has no column 'text'; its columns are 'label'."),
-    "other.csv": (b"v1,v2\nham,one\n", "FILE, line 2 has no column 'text'; its columns are 'v1', 'v2'."),
+    "other.csv": (
+        b"v1,v2\nham,one\n",
+        "FILE, line 2 has no column 'text' and no 'label'; its columns are 'v1', 'v2'.",
+    ),
     "short.csv": (b"text,label\none\n", "FILE, line 2 has no label in column 'label'; label or remove the row."),
     "quote.csv": (b'text,label\n"one,ham\ntwo,ham\n', "FILE, line 2 is not CSV: unexpected end of data."),
     "null.jsonl": (b'{"text": null, "label": 1}', "FILE, line 1 has an empty text; remove the row."),
@@ -195,6 +198,14 @@ def test_a_missing_file_and_a_misspelt_column(tmp_path):
     (tmp_path / "a.tsv").write_text("label\ttext\nham\tone\n")
     with pytest.raises(ValueError, match="line 1 has no column 'txt'; its columns are 'label', 'text'"):
         read_labelled_text(tmp_path / "a.tsv", "txt")
+
+
+def test_a_header_that_was_taken_for_a_row_is_found_out(tmp_path):
+    rows = "".join(f"{row['label']}\t{row['text']}\n" for row in make_rows(ham=5, spam=5))
+    (tmp_path / "a.tsv").write_text("class\tmessage\n" + rows)
+    with pytest.raises(ValueError, match=r"'class' has only 1 of 11 rows.*\(a header that the columns were not named"):
+        prepare(read_labelled_text(tmp_path / "a.tsv"), "somewhere")
+    assert len(read_labelled_text(tmp_path / "a.tsv", "message", "class")) == 10
 
 
 def test_prepare_reports_each_step():
