@@ -1,13 +1,30 @@
 """HellaSwag: reading, wording, tokens, truncation, and scores equal to a plain loop over transformers' GPT-2."""
 
+import bz2
 import dataclasses
 import json
 import math
+import runpy
+import sys
+from pathlib import Path
 
+import datasets
 import pytest
 import torch
-from model_fixtures import TINY, twins
+import torch.nn.functional as F
+import transformers
+from hellaswag_rows import ROW, ROWS, write_rows
+from model_fixtures import TINY, fill, twins
 
+from scratch_gpt2.evaluation import hellaswag
+from scratch_gpt2.evaluation.continuations import (
+    PADDING,
+    can_share_context,
+    lay_out,
+    log_likelihoods,
+    predictions,
+    segment_mask,
+)
 from scratch_gpt2.evaluation.hellaswag import (
     Example,
     ExampleResult,
@@ -16,36 +33,15 @@ from scratch_gpt2.evaluation.hellaswag import (
     encode_example,
     harness_texts,
     hellaswag_accuracy,
+    load_hellaswag,
+    nanogpt_texts,
     read_hellaswag,
     score_examples,
     summarize,
+    wilson_interval,
 )
 
-ROW = {
-    "ind": 24,
-    "activity_label": "Cat care",
-    "ctx_a": "The cat sat on the mat.",
-    "ctx_b": "the cat",
-    "ctx": "The cat sat on the mat. the cat",
-    "split": "val",
-    "label": 2,
-    "endings": ["sat on the hat.", ", under the rat, is where it sat.", "is.", "[substeps] The rat  is a cat's."],
-    "source_id": "activitynet~v_1",
-}
-WIKIHOW = ROW | {
-    "ind": 25,
-    "activity_label": "Pets and Animals",
-    "ctx_a": "[header] How to sit on a mat [title] Find the mat. [step] A mat is under the cat. [substeps]",
-    "ctx_b": "",
-    "label": "0",
-    "endings": ["The cat is on it.", "Sit. [title] Sit on the hat. [step] It is the cat's.", "a", "b c"],
-}
-ROWS = [ROW, WIKIHOW, ROW | {"ind": 26, "activity_label": "Rats", "ctx_a": "The rat.", "ctx_b": "it", "label": 1}]
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "hellaswag.py"
 
 
 @pytest.fixture(scope="module")
@@ -148,12 +144,12 @@ def test_literal_rows_equal_a_plain_loop(tiny_tokenizer, literal_examples):
 def test_real_rows_equal_a_plain_loop(gpt2_tokenizer, shared_data, positions):
     examples = read_hellaswag(shared_data / "hellaswag_val_subset.jsonl")
     wikihow = [example for example in examples if example.ctx_b == ""]
-    sample = examples[:30] + wikihow[:10]
+    sample = examples[:14] + wikihow[:6]
     reference, model = make_twins(50257, positions)
     if positions == 48:
         short = [max(map(len, encode_example(gpt2_tokenizer, example).ending_ids)) <= 48 for example in sample]
         sample = [example for example, fits in zip(sample, short, strict=True) if fits]
-        assert len(sample) > 30
+        assert len(sample) > 15
     assert_equal_to_plain_loop(reference, model, gpt2_tokenizer, sample, batch_size=4)
 
 
@@ -169,6 +165,70 @@ def test_truncation_keeps_the_end_of_the_context(tiny_tokenizer, literal_example
         assert score_examples(model, [cut]) == score_examples(model, [encoded])
     with pytest.raises(ValueError, match=rf"example 25 has {longest} tokens but the model has only {longest - 1} pos"):
         hellaswag_accuracy(make_twins(290, longest - 1)[1], tiny_tokenizer, literal_examples[1:2])
+
+
+def test_build_nanogpt_leaves_the_texts_and_counts_tokens(gpt2_tokenizer, literal_examples):
+    cat, wikihow, _ = literal_examples
+    assert nanogpt_texts(cat) == (ROW["ctx"], ROW["endings"])
+    assert nanogpt_texts(wikihow)[0] == ROWS[1]["ctx"]
+    encoded = encode_example(
+        gpt2_tokenizer, Example(1, "A", "The cat", "sat ", ("is", " is", ", sat", "[x]"), 0), "build-nanogpt"
+    )
+    # the texts as they are: a blank at the context's end, and one more before each ending
+    assert encoded.context_ids == gpt2_tokenizer("The cat sat ").input_ids == [464, 3797, 3332, 220]
+    assert encoded.ending_ids == [[318], [220, 318], [837, 3332], [685, 87, 60]]
+    assert encoded.ending_lengths == [1, 2, 2, 3]
+
+
+@torch.no_grad()
+def four_rows(model, tokenizer, row):
+    """Sums and means of the endings' losses, as build-nanogpt's hellaswag.py computes them."""
+    context = tokenizer(row["ctx"]).input_ids
+    rows = [context + tokenizer(" " + ending).input_ids for ending in row["endings"]]
+    tokens, mask = torch.zeros(2, 4, max(map(len, rows)), dtype=torch.long)
+    for i, ids in enumerate(rows):
+        tokens[i, : len(ids)] = torch.tensor(ids)
+        mask[i, len(context) : len(ids)] = 1
+    losses = F.cross_entropy(model(tokens).logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    sums = (losses.view(4, -1) * mask[:, 1:]).sum(1)
+    return sums, sums / mask[:, 1:].sum(1)
+
+
+def test_build_nanogpt_equals_its_script_on_real_rows(gpt2_tokenizer, shared_data):
+    file = shared_data / "hellaswag_val_subset.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert all(
+        nanogpt_texts(example)[0] == row["ctx"] for example, row in zip(read_hellaswag(file), rows, strict=True)
+    )
+    numbers = range(0, len(rows), 40)
+    examples = [read_hellaswag(file)[number] for number in numbers]
+    reference, model = make_twins(50257, 512)
+    encoded = [encode_example(gpt2_tokenizer, example, "build-nanogpt") for example in examples]
+    for number, result in zip(numbers, score_examples(model, encoded), strict=True):
+        sums, means = four_rows(reference, gpt2_tokenizer, rows[number])
+        assert result.log_likelihoods == pytest.approx((-sums).tolist(), rel=1e-5)
+        assert (result.prediction, result.prediction_norm) == (sums.argmin(), means.argmin())
+
+
+def read_klosax(file):
+    """Contexts and endings of https://github.com/klosax/hellaswag_text_data: six lines a task, texts cleaned."""
+    with bz2.open(file, "rt", encoding="utf-8", newline="\n") as opened:
+        lines = opened.read().split("\n")
+    return {(lines[i], *lines[i + 2 : i + 6]): int(lines[i + 1]) for i in range(0, len(lines) - 5, 6)}
+
+
+def test_cleaned_texts_are_those_of_another_cleaner(shared_data):
+    """But for capitals and blanks, our wording of all 1,000 rows is that of the cleaned text form."""
+
+    def alike(text):
+        return " ".join(text.lower().split())
+
+    klosax = read_klosax(shared_data / "hellaswag_val_full_klosax.txt.bz2")
+    labels = {tuple(map(alike, texts)): label for texts, label in klosax.items()}
+    assert len(klosax) == 10_042
+    for example in read_hellaswag(shared_data / "hellaswag_val_subset.jsonl"):
+        context, endings = harness_texts(example)
+        assert labels[tuple(map(alike, (context, *endings)))] == example.label
 
 
 def test_endings_of_one_token(gpt2_tokenizer):
@@ -211,9 +271,20 @@ def test_accuracies_and_standard_errors():
     assert (result.accuracy, result.accuracy_norm, result.examples) == (0.25, 1.0, 4)
     assert result.standard_error == 0.25  # sqrt((0.75**2 + 3 * 0.25**2) / 3) / sqrt(4)
     assert result.standard_error_norm == 0.0
+    assert result.interval == pytest.approx((0.0456, 0.6994), abs=1e-4)  # by hand from Wilson's formula
     assert math.isnan(summarize([ExampleResult(1, 0, [], 0, 0)]).standard_error)
     with pytest.raises(ValueError, match="no examples"):
         summarize([])
+
+
+@pytest.mark.parametrize(
+    ("right", "number", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_intervals_of_wilson(right, number, low, high):
+    """Newcombe 1998, Statistics in Medicine 17, 857-872, table I, method 3."""
+    assert wilson_interval(right, number) == pytest.approx((low, high), abs=5e-5)
+    assert wilson_interval(number - right, number) == pytest.approx((1 - high, 1 - low), abs=5e-5)
 
 
 def test_mode_and_random_state_are_kept(tiny_tokenizer, literal_examples):
@@ -231,13 +302,80 @@ def test_mode_and_random_state_are_kept(tiny_tokenizer, literal_examples):
     assert not model.training
 
 
-def test_logits_only_where_endings_are_predicted(tiny_tokenizer, literal_examples):
+def test_the_context_is_computed_once_and_logits_only_where_they_predict(tiny_tokenizer, literal_examples):
     encoded = encode_example(tiny_tokenizer, literal_examples[1])
+    after_first = sum(len(ids) - 1 for ids in encoded.ending_ids)
     shapes = []
     model = make_twins(290, 128)[1]
+    model.model.layers[0].register_forward_hook(lambda module, args, output: shapes.append(tuple(args[0].shape[:2])))
     model.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.logits.shape)))
     score_examples(model, [encoded])
-    assert shapes == [(4, max(map(len, encoded.ending_ids)), 290)]
+    assert shapes == [(1, len(encoded.context_ids) + after_first), (1 + after_first, 290)]
+
+
+def test_layout_of_a_row():
+    item = ([7, 8, 9], [[1, 2], [3], [4, 5, 6]])
+    ids, positions, segments, predicting = lay_out(item)
+    assert ids == [7, 8, 9, 1, 4, 5]
+    assert positions == [0, 1, 2, 3, 3, 4]
+    assert segments == [0, 0, 0, 1, 3, 3]
+    assert predicting == [False, False, True, True, True, True]
+    # of the predicting positions 9, 1, 4, 5 and then those of the second row
+    assert predictions([item, ([1], [[2], [3, 4]])]) == ([0, 1, 0, 0, 2, 3, 4, 4, 5], [1, 2, 3, 4, 5, 6, 2, 3, 4])
+    mask = segment_mask(torch.tensor([[0, 0, 1, 2, 2, PADDING]]), torch.float32)
+    assert mask.shape == (1, 1, 6, 6)
+    assert (mask[0, 0] == 0).int().tolist() == [
+        [1, 0, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0, 0],
+        [1, 1, 1, 0, 0, 0],
+        [1, 1, 0, 1, 0, 0],
+        [1, 1, 0, 1, 1, 0],
+        [1, 1, 0, 0, 0, 1],
+    ]
+    assert mask.min() == torch.finfo(torch.float32).min
+
+
+SIZES = {"vocab_size": 61, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+LONGER = SIZES | {"intermediate_size": 48, "max_position_embeddings": 64}
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize(
+    ("config", "shares"),
+    [
+        (transformers.GPT2Config(**TINY), True),
+        (transformers.LlamaConfig(**LONGER, num_key_value_heads=2), True),
+        (transformers.OPTConfig(**SIZES, ffn_dim=48, word_embed_proj_dim=24, max_position_embeddings=64), True),
+        (transformers.MistralConfig(**LONGER, num_key_value_heads=2, sliding_window=4), False),
+        (transformers.MambaConfig(**SIZES), False),  # a state runs through all tokens
+        (transformers.BloomConfig(vocab_size=61, hidden_size=24, n_layer=2, n_head=4), False),  # ALiBi
+    ],
+    ids=lambda value: getattr(value, "model_type", str(value)),
+)
+def test_any_causal_model_equals_a_plain_loop(config, shares, attention):
+    if config.model_type in ("mamba", "bloom") and attention == "sdpa":
+        pytest.skip("this architecture has one attention only")
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+    model = fill(model).eval() if config.model_type != "mamba" else model.eval()
+    assert can_share_context(model) == shares
+    generator = torch.Generator().manual_seed(0)
+
+    def ids(length):
+        return torch.randint(3, 61, (length,), generator=generator).tolist()
+
+    items = [
+        (ids(context), [ids(n) for n in lengths]) for context, lengths in ((7, (5, 1, 3)), (1, (2, 9)), (12, (1,)))
+    ]
+    results = dict(pair for batch in log_likelihoods(model, items, 2) for pair in batch)
+    for number, (context, continuations) in enumerate(items):
+        expected = []
+        for continuation in continuations:
+            with torch.no_grad():
+                log_probs = model(torch.tensor([context + continuation])).logits[0].log_softmax(-1)
+            steps = enumerate(continuation, start=len(context) - 1)
+            expected.append(sum(log_probs[position, target].item() for position, target in steps))
+        assert results[number] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_model_without_logits_to_keep(tiny_tokenizer, literal_examples):
@@ -301,3 +439,136 @@ def test_a_missing_field(tmp_path, name):
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent.jsonl is not a file; give HellaSwag's data"):
         read_hellaswag(tmp_path / "absent.jsonl")
+
+
+def test_rows_of_the_hub(monkeypatch):
+    """There labels are strings, empty ones in the test split."""
+    rows = [row | {"label": str(row["label"])} for row in ROWS]
+    asked = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: asked.append((args, options)) or rows)
+    assert [example.label for example in load_hellaswag()] == [2, 0, 1]
+    assert asked == [(("Rowan/hellaswag",), {"split": "validation"})]
+
+
+def test_a_hub_that_does_not_answer():
+    with pytest.raises(ConnectionError, match=r"could not be had .*; give hellaswag_val.jsonl as a file\.$") as error:
+        load_hellaswag()
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_protocol_and_an_empty_context(tiny_tokenizer, literal_examples):
+    with pytest.raises(ValueError, match="protocol is 'x' but must be one of lm-eval, build-nanogpt"):
+        encode_example(tiny_tokenizer, literal_examples[0], "x")
+    without = dataclasses.replace(literal_examples[0], ctx_a="", ctx_b="")
+    with pytest.raises(ValueError, match="example 24 has no context, which build-nanogpt needs"):
+        encode_example(tiny_tokenizer, without, "build-nanogpt")
+
+
+@pytest.fixture(scope="module")
+def model_folder(tiny_tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    make_twins(290, 128)[1].save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def run_example(monkeypatch, capsys, *arguments):
+    """Exit code, stdout and stderr of the script."""
+    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *map(str, arguments)])
+    code = 0
+    try:
+        runpy.run_path(str(EXAMPLE), run_name="__main__")
+    except SystemExit as exit:
+        code = exit.code
+    return code, *capsys.readouterr()
+
+
+def test_script_goes_on_where_it_was_stopped(model_folder, tiny_tokenizer, tmp_path, monkeypatch, capsys):
+    data = write_rows(tmp_path / "rows.jsonl", ROWS)
+    options = ("--model", model_folder, "--data", data, "--batch_size", 1)
+    code, printed, errors = run_example(monkeypatch, capsys, *options, "--json", tmp_path / "whole.json")
+    assert code == 0, errors
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
+    expected = hellaswag_accuracy(model, tiny_tokenizer, read_hellaswag(data))
+    header, first, second = printed.splitlines()
+    assert header == "HellaSwag by lm-eval's protocol, 3 examples, 95% intervals by Wilson"
+    low, high = expected.interval
+    assert first.split()[1:] == [
+        f"{expected.accuracy:.4f}",
+        "from",
+        f"{low:.4f}",
+        "to",
+        f"{high:.4f}",
+        *first.split()[6:],
+    ]
+    assert second.split()[:2] == ["accuracy_norm", f"{expected.accuracy_norm:.4f}"]
+
+    results = tmp_path / "results.jsonl"
+    stopped = (*options, "--results", results)
+
+    def stop_after_one(*args):
+        yield next(iterate(*args))
+        raise KeyboardInterrupt
+
+    iterate = hellaswag.log_likelihoods
+    monkeypatch.setattr(hellaswag, "log_likelihoods", stop_after_one)
+    assert run_example(monkeypatch, capsys, *stopped)[0] == 130
+    monkeypatch.setattr(hellaswag, "log_likelihoods", iterate)
+    lines = results.read_text().splitlines()
+    assert len(lines) == 2 and json.loads(lines[1])["number"] == 1  # the longest
+    results.write_text(results.read_text() + '{"number": 0, "ind')  # a line that was being written
+    computed = []
+    monkeypatch.setattr(
+        hellaswag,
+        "log_likelihoods",
+        lambda model, items, size: computed.append(len(items)) or iterate(model, items, size),
+    )
+    code, _, errors = run_example(monkeypatch, capsys, *stopped, "--json", tmp_path / "resumed.json")
+    assert code == 0, errors
+    assert computed == [2]
+    assert json.loads((tmp_path / "resumed.json").read_text()) == json.loads((tmp_path / "whole.json").read_text())
+    records = [json.loads(line) for line in results.read_text().splitlines()[1:]]
+    assert sorted(record["ind"] for record in records) == [24, 25, 26]
+
+    for change, message in (
+        (("--protocol", "build-nanogpt"), "was begun with protocol 'lm-eval', not 'build-nanogpt'; choose another"),
+        (("--limit", 2), "was begun with examples 3, not 2"),
+        (("--data", write_rows(tmp_path / "other.jsonl", [ROWS[2], *ROWS[:2]])), "was begun with tokens"),
+    ):
+        code, _, errors = run_example(monkeypatch, capsys, *stopped, *change)
+        assert code == 1 and message in errors, errors
+        assert errors.strip().splitlines()[-1].startswith("error: ")
+
+
+def test_script_refuses_weights_that_have_changed_and_other_records(
+    model_folder, tiny_tokenizer, tmp_path, monkeypatch, capsys
+):
+    model = transformers.AutoModelForCausalLM.from_pretrained(model_folder)
+    data, results = write_rows(tmp_path / "rows.jsonl", ROWS), tmp_path / "results.jsonl"
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    options = ("--model", tmp_path / "model", "--data", data, "--results", results)
+    assert run_example(monkeypatch, capsys, *options)[0] == 0
+    header, *lines = results.read_text().splitlines()
+    results.write_text("\n".join([header, lines[0].replace('"number"', '"row"')]) + "\n")
+    code, _, errors = run_example(monkeypatch, capsys, *options)
+    assert code == 1 and "holds other records than HellaSwag's; choose another file" in errors
+    with torch.no_grad():
+        model.model.norm.bias[0] += 1e-3
+    model.save_pretrained(tmp_path / "model")
+    code, _, errors = run_example(monkeypatch, capsys, *options)
+    assert code == 1 and "was begun with weights" in errors
+
+
+def test_script_ends_with_one_line_on_mistakes(model_folder, tmp_path, monkeypatch, capsys):
+    good = write_rows(tmp_path / "good.jsonl", ROWS)
+    empty = write_rows(tmp_path / "empty.jsonl", [])
+    for options, message in (
+        (("--data", empty), "holds no example up to its end, line 1"),
+        (("--data", good, "--limit", 0), "limit is 0 but must be at least 1"),
+        (("--data", good, "--batch_size", 0), "batch_size is 0 but must be at least 1"),
+        ((), "HellaSwag could not be had from the Hugging Face Hub"),
+    ):
+        code, _, errors = run_example(monkeypatch, capsys, "--model", model_folder, *options)
+        assert code == 1 and message in errors, errors
+        assert len([line for line in errors.splitlines() if line.startswith("error: ")]) == 1

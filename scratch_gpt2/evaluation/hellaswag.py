@@ -17,7 +17,7 @@ import math
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -25,8 +25,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..tokenization import check_text
 from .continuations import log_likelihoods, positions_of
+from .progress import ProgressFile
 
 PROTOCOLS = ("lm-eval", "build-nanogpt")
+DATA_SET = "Rowan/hellaswag"
 ENDINGS = 4
 
 
@@ -100,7 +102,7 @@ def read_hellaswag(file: str | os.PathLike) -> list[Example]:
     return examples
 
 
-def load_hellaswag(name: str = "Rowan/hellaswag") -> list[Example]:
+def load_hellaswag() -> list[Example]:
     """The validation split from the Hugging Face Hub.
 
     Raises ConnectionError where the Hub cannot be reached, ValueError for rows of another form.
@@ -108,7 +110,7 @@ def load_hellaswag(name: str = "Rowan/hellaswag") -> list[Example]:
     from datasets import load_dataset
 
     try:
-        rows = load_dataset(name, split="validation")
+        rows = load_dataset(DATA_SET, split="validation")
     except Exception as error:  # of many types, those of several HTTP libraries among them
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConnectionError(
@@ -269,14 +271,35 @@ def wilson_interval(right: int, number: int) -> tuple[float, float]:
     return max(low, 0.0), min(high, 1.0)
 
 
-def score_examples(model: PreTrainedModel, examples: list[EncodedExample], batch_size: int = 4) -> list[ExampleResult]:
-    """Results in the order of the examples."""
-    results = {}
-    with tqdm(total=len(examples), desc="HellaSwag", leave=False, disable=None) as bar:
-        for batch in score_in_batches(model, examples, batch_size):
+def score_examples(
+    model: PreTrainedModel, examples: list[EncodedExample], batch_size: int = 4, progress: ProgressFile | None = None
+) -> list[ExampleResult]:
+    """Results in the order of the examples. With `progress` each is written there as it comes, and those that an
+    earlier run has written are not computed again.
+
+    Raises ValueError for a batch size below 1 and for a progress file with other records.
+    """
+    results = read_results(progress, len(examples)) if progress is not None else {}
+    missing = [number for number in range(len(examples)) if number not in results]
+    with tqdm(total=len(examples), initial=len(results), desc="HellaSwag", leave=False, disable=None) as bar:
+        for batch in score_in_batches(model, [examples[number] for number in missing], batch_size):
+            batch = {missing[number]: result for number, result in batch.items()}
+            if progress is not None:
+                progress.append([{"number": number} | asdict(result) for number, result in batch.items()])
             results |= batch
             bar.update(len(batch))
     return [results[number] for number in range(len(examples))]
+
+
+def read_results(progress: ProgressFile, examples: int) -> dict[int, ExampleResult]:
+    refusal = f"{progress.file} holds other records than HellaSwag's; choose another file or delete it."
+    try:
+        results = {record.pop("number"): ExampleResult(**record) for record in map(dict, progress.records)}
+    except (KeyError, TypeError):
+        raise ValueError(refusal) from None
+    if not results.keys() <= set(range(examples)):
+        raise ValueError(refusal)
+    return results
 
 
 def score_in_batches(

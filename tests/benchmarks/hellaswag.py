@@ -6,8 +6,8 @@
 Three ways, in turns in one process, with one set of random weights of GPT-2 124M:
 
 loop        transformers' GPT-2, one ending at a time, as somebody would write it down
-four rows   transformers' GPT-2 and https://github.com/karpathy/build-nanogpt/blob/master/hellaswag.py: the four endings
-            of an example are a batch, padded to the longest, with all logits
+four rows   transformers' GPT-2 and https://github.com/karpathy/build-nanogpt/blob/master/hellaswag.py: the four
+            endings of an example are a batch, padded to the longest, with all logits
 ours        scratch_gpt2's model and `score_examples`; "ours, their model" has transformers' GPT-2 instead of ours
 
 All compute build-nanogpt's protocol. The log-likelihoods must agree, or the work was not the same.
@@ -83,7 +83,7 @@ def compare(args) -> dict[str, dict]:
     }
     times = {name: [] for name in ways}
     cpu_times = {name: [] for name in ways}
-    for name, (score, scored) in ways.items():
+    for score, scored in ways.values():
         score(scored, examples[:2])  # warms up
     for _ in range(args.rounds):
         scores = {}
@@ -93,12 +93,12 @@ def compare(args) -> dict[str, dict]:
             times[name].append(time.perf_counter() - start)
             cpu_times[name].append(time.process_time() - cpu_start)
         check_equal(scores)
-    loop = statistics.median(times["four rows"])
+    four_rows_seconds = statistics.median(times["four rows"])
     return {
         name: {
             "seconds_per_example": statistics.median(times[name]) / len(examples),
             "cpu_seconds_per_example": statistics.median(cpu_times[name]) / len(examples),
-            "speed": loop / statistics.median(times[name]),
+            "speed": four_rows_seconds / statistics.median(times[name]),
         }
         for name in ways
     }
