@@ -24,6 +24,7 @@ from scratch_gpt2.cli import run_main
 from scratch_gpt2.data.python_text import python_documents
 from scratch_gpt2.data.text_sources import read_text
 from scratch_gpt2.tokenization import check_text, train_tokenizer
+from scratch_gpt2.training.arguments import cpu_computes_bfloat16
 from scratch_gpt2.training.optimizers import muon_for_trainer
 from scratch_gpt2.training.plots import plot_history
 
@@ -141,8 +142,7 @@ def make_rows(texts, tokenizer, length: int) -> torch.Tensor:
 
 def training_arguments(arguments: Arguments, batch_size: int) -> TrainingArguments:
     on_gpu = torch.cuda.is_available()
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.13 has it
-    fast_bfloat16 = on_gpu or capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+    fast_bfloat16 = on_gpu or cpu_computes_bfloat16()
     return TrainingArguments(
         arguments.output,
         max_steps=arguments.steps,

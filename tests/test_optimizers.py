@@ -7,6 +7,7 @@ import torch
 from model_fixtures import random_ids, tiny_model
 from transformers import Trainer, TrainingArguments, get_scheduler
 
+from scratch_gpt2.training import optimizers
 from scratch_gpt2.training.optimizers import MuonWithAdamW, muon_for_trainer, parameter_groups
 
 EMBEDDINGS = ["model.embed_positions.weight", "model.embed_tokens.weight"]
@@ -67,7 +68,8 @@ def test_trainers_adamw_decays_the_same_parameters(tmp_path):
     assert names_in(model, not_decayed) == names_in(model, groups["vectors"])
 
 
-def test_equals_muon_and_adamw_side_by_side():
+def test_equals_muon_and_adamw_side_by_side(monkeypatch):
+    monkeypatch.setattr(optimizers, "cpu_computes_bfloat16", lambda: True)
     one, two = tiny_model(), tiny_model()
     train(one, muon_for_trainer(one, 0.1, lr=0.01), steps=5)
 
@@ -83,6 +85,24 @@ def test_equals_muon_and_adamw_side_by_side():
         two.zero_grad()
     for name, parameter in one.named_parameters():
         assert torch.equal(parameter, two.get_parameter(name)), name
+
+
+def test_orthogonalizes_in_float32_where_bfloat16_is_emulated(monkeypatch):
+    """After one step the momentum is a multiple of the gradient, and Newton-Schulz does not depend on the multiple."""
+    monkeypatch.setattr(optimizers, "cpu_computes_bfloat16", lambda: False)
+    model = tiny_model()
+    weight = model.model.layers[0].attn.q_proj.weight
+    before = weight.detach().clone()
+    ids = random_ids(4, 16)
+    model.train()
+    model(ids, labels=ids).loss.backward()
+    x = weight.grad.double() / weight.grad.double().norm()
+    for _ in range(5):  # Jordan's coefficients
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    muon_for_trainer(model, 0.0, lr=0.01).step()
+    update = (before - weight.detach()).double() / (0.01 * 0.2 * weight.shape[0] ** 0.5)
+    assert (update - x).abs().max() < 1e-4  # bfloat16 is off by 1e-2
 
 
 def test_first_muon_step_has_the_size_of_adamws():

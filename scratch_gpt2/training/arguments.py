@@ -69,3 +69,9 @@ def accumulation_steps(tokens_per_step: int, block_length: int, batch_size: int,
             "per_device_train_batch_size."
         )
     return tokens_per_step // tokens_per_pass
+
+
+def cpu_computes_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16; without them it is emulated, a hundred times slower."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.13 has it
+    return capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)

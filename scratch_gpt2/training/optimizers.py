@@ -1,8 +1,13 @@
 """AdamW as GPT-2 is trained today, and Muon for the matrices inside the blocks."""
 
+from contextlib import nullcontext
+
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
+
+from .arguments import cpu_computes_bfloat16
 
 
 def parameter_groups(model: PreTrainedModel, weight_decay: float) -> dict[str, dict]:
@@ -26,6 +31,15 @@ def parameter_groups(model: PreTrainedModel, weight_decay: float) -> dict[str, d
         kind: {"params": parameters, "weight_decay": 0.0 if kind == "vectors" else weight_decay}
         for kind, parameters in groups.items()
     }
+
+
+class Float32ForBfloat16(TorchFunctionMode):
+    """Inside, `tensor.bfloat16()` gives a copy in float32."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.bfloat16:
+            return args[0].to(torch.float32, copy=True)
+        return func(*args, **(kwargs or {}))
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -59,8 +73,13 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for part, groups in self.parts:
             # Again for every step: `load_state_dict` and FSDP replace the groups.
             part.param_groups, part.state = self.param_groups[groups], self.state
-            part.step()
+            with self.precision():
+                part.step()
         return loss
+
+    def precision(self):
+        on_cpu = all(parameter.device.type == "cpu" for group in self.param_groups for parameter in group["params"])
+        return Float32ForBfloat16() if on_cpu and not cpu_computes_bfloat16() else nullcontext()
 
 
 def muon_for_trainer(model: PreTrainedModel, weight_decay: float, **kwargs) -> MuonWithAdamW:

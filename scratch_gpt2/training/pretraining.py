@@ -1,6 +1,7 @@
 """Pretraining with transformers' Trainer: its data, its model, and what Trainer does not report by itself."""
 
 import dataclasses
+import logging
 import math
 import os
 import shutil
@@ -16,8 +17,11 @@ from ..data.text_sources import find_files, read_files
 from ..data.token_shards import SHARD_TOKENS, read_index, write_token_shards
 from ..modeling_scratch_gpt2 import ScratchGPT2ForCausalLM
 from ..tokenization import load_tokenizer, train_tokenizer
+from .arguments import cpu_computes_bfloat16
 from .callbacks import SpeedCallback, flops_per_token
 from .optimizers import muon_for_trainer
+
+logger = logging.getLogger(__name__)
 
 # What must be the same in a checkpoint and in the model that continues from it.
 SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
@@ -102,7 +106,9 @@ def check_same_sizes(model: ScratchGPT2ForCausalLM, checkpoint: str) -> None:
 def check_launch(args: TrainingArguments) -> None:
     """Raise ValueError where accelerate or torchrun has started something else than Trainer will run: accelerate uses
     several processes only with GPUs or when told to use the processor, and FSDP only with GPUs. It says nothing, and
-    the processes would each train a model of their own into the same folder."""
+    the processes would each train a model of their own into the same folder. Emulated bfloat16 is only warned of."""
+    if args.bf16 and args.device.type == "cpu" and not cpu_computes_bfloat16():
+        logger.warning("This processor emulates bfloat16, which is a hundred times slower: leave out --bf16.")
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != args.world_size:
         raise ValueError(
