@@ -30,6 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import HfArgumentParser, PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from scratch_gpt2 import ScratchGPT2Config
@@ -181,7 +182,7 @@ def encode(tokenizer, parts: list[list[Conversation]], length: int, data_args: D
             line += (
                 f"; {cut:,} answers are cut after {length} tokens, {dropped:,} more would begin there and are dropped"
             )
-        print(line, flush=True)
+        PartialState().print(line, flush=True)
         encoded.append(rows)
     return encoded
 
@@ -262,7 +263,8 @@ def main():
         check_same_sizes(model, checkpoint)
     train, validation = encode(tokenizer, parts, length, data_args)
     if run_args.show:
-        print("", *(show_mask(tokenizer, row) for row in train[: run_args.show]), sep="\n\n" + "-" * 80 + "\n\n")
+        shown = (show_mask(tokenizer, row) for row in train[: run_args.show])
+        PartialState().print("", *shown, sep="\n\n" + "-" * 80 + "\n\n")
         return
 
     collator = PackingCollator if data_args.pack else PaddingCollator
