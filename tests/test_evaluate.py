@@ -168,11 +168,11 @@ def test_table_and_plot(tmp_path):
     }
     assert table(results).splitlines() == [
         "                                                    first   second",
-        "million parameters                                   1.5      2.0",
+        "million parameters                                    1.5      2.0",
         "HellaSwag accuracy, lm-eval       0.2500 [0.2000, 0.3000]        -",
         "HellaSwag accuracy_norm, lm-eval  0.5000 [0.4500, 0.5500]        -",
-        "generated tokens per second                            -  1,234.6",
-        "peak MB while generating                               -      nan",
+        "generated tokens per second                             -  1,234.6",
+        "peak MB while generating                                -      nan",
     ]
     assert str(Figure(0.5)) == "0.5000"
     plot(results, tmp_path / "new" / "report.png")
