@@ -1,8 +1,19 @@
-"""Views into a model: which tokens made it decide as it did."""
+"""Views into a model: which tokens made it decide as it did, where it looks, what each layer would say, how probable
+it finds a text, what it keeps of it.
+
+Apart from `token_attributions` these are for a ScratchGPT2 language model and one text, (1, T) ids. They change nothing
+in the model, not even for a moment, so several threads may look at it while it writes. The letters in shapes are those
+of `modeling_scratch_gpt2.py`.
+"""
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+from .modeling_scratch_gpt2 import ScratchGPT2ForCausalLM, eager_attention_forward
+
+from .tokenization import check_text
 
 # The way of the integrated gradients: parts to begin with, points in each, by how much (nats) a part's gradients may
 # miss the difference of the log odds, and after how many points that no longer counts.
@@ -11,6 +22,9 @@ POINTS = 8
 TOLERANCE = 0.002
 MOST_POINTS = 512
 TOKENS_AT_ONCE = 1024
+LOGITS_AT_ONCE = 128  # positions whose logits stand in memory together: 26 MB with GPT-2's vocabulary
+
+BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 def token_attributions(
@@ -34,10 +48,10 @@ def token_attributions(
 
     Returns the text in tokens, those that make up one character joined, each with its attribution (a float).
 
-    Raises ValueError for an empty text, one longer than the model's positions, a model with one label, an unknown
-    label, and a tokenizer without padding and end-of-text token.
+    Raises ValueError for an empty text, one that `check_text` refuses or longer than the model's positions, a model
+    with one label, an unknown label, and a tokenizer without padding and end-of-text token.
     """
-    encoded = tokenizer(text, return_special_tokens_mask=True, return_tensors="pt", verbose=False)
+    encoded = tokenizer(check_text(text), return_special_tokens_mask=True, return_tensors="pt", verbose=False)
     input_ids = encoded["input_ids"].to(model.device)  # (1, T)
     added = encoded["special_tokens_mask"].to(model.device).bool()  # (1, T)
     check_inputs(model, tokenizer, input_ids, text)
@@ -137,3 +151,94 @@ def join_characters(tokenizer, ids: list[int], attributions: list[float]) -> lis
             joined.append((piece, total))
             begun, total = [], 0.0
     return joined
+
+
+@torch.no_grad()
+def attention_maps(model: ScratchGPT2ForCausalLM, input_ids: torch.LongTensor, layer: int) -> torch.Tensor:
+    """Where the heads of one layer look: (H, T, T) in float32, row t the weights of position t, which sum to 1.
+
+    Computed again from what goes into the layer, since the fast attention functions do not keep their weights. One
+    layer at a time bounds the memory: 50 MB for 1,024 tokens and 12 heads, where all layers of GPT-2 take 600 MB.
+
+    Args:
+        layer: from 0 to n_layer - 1.
+
+    Raises ValueError for a layer that the model does not have.
+    """
+    if not 0 <= layer < model.config.n_layer:
+        raise ValueError(f"There is no layer {layer}: this model has layers 0 to {model.config.n_layer - 1}.")
+    block = model.model.layers[layer]
+    hidden_states = block.attn_norm(residual_stream(model, input_ids)[layer])  # (1, T, C)
+    heads = (*hidden_states.shape[:-1], -1, block.attn.head_dim)
+    query, key = (
+        projection(hidden_states).view(heads).transpose(1, 2)  # (1, T, C) -> (1, H, T, D)
+        for projection in (block.attn.q_proj, block.attn.k_proj)
+    )
+    length = input_ids.shape[1]
+    mask = query.new_full((length, length), torch.finfo(query.dtype).min).triu(1)  # hides what comes later
+    _, weights = eager_attention_forward(block.attn, query, key, key, mask, block.attn.scaling)
+    return weights[0].float()
+
+
+@torch.no_grad()
+def logit_lens(
+    model: ScratchGPT2ForCausalLM, input_ids: torch.LongTensor, top_k: int = 1
+) -> tuple[torch.Tensor, torch.LongTensor]:
+    """What the model would say next if it ended after the embeddings, after the first layer, and so on: the final norm
+    and the output layer on every state in between (nostalgebraist 2020, "interpreting GPT: the logit lens").
+
+    Returns probabilities and ids of the `top_k` likeliest tokens, both (n_layer + 1, T, top_k), the likeliest first;
+    the last row is the model's own answer.
+    """
+    states = residual_stream(model, input_ids)
+    normed = [model.model.norm(state[0]) for state in states[:-1]] + [states[-1][0]]  # (n_layer + 1) times (T, C)
+    pairs = [most_probable(model, state, top_k) for state in normed]
+    probabilities, ids = zip(*pairs, strict=True)
+    return torch.stack(probabilities), torch.stack(ids)
+
+
+@torch.no_grad()
+def token_probabilities(
+    model: ScratchGPT2ForCausalLM, input_ids: torch.LongTensor, top_k: int = 5
+) -> tuple[torch.Tensor, torch.Tensor, torch.LongTensor]:
+    """How probable each token of a text was after the ones before it, and what would have been likelier.
+
+    Returns the probabilities (T - 1,) of tokens 1 to T - 1, then probabilities and ids (T - 1, top_k) of the likeliest
+    tokens in their places.
+    """
+    states = model.model(input_ids, use_cache=False).last_hidden_state[0, :-1]  # (T - 1, C)
+    of_text = [
+        model.lm_head(some).float().softmax(-1).gather(-1, following[:, None])[:, 0]
+        for some, following in zip(states.split(LOGITS_AT_ONCE), input_ids[0, 1:].split(LOGITS_AT_ONCE), strict=True)
+    ]
+    return torch.cat(of_text), *most_probable(model, states, top_k)
+
+
+def residual_stream(model: ScratchGPT2ForCausalLM, input_ids: torch.LongTensor) -> tuple[torch.Tensor, ...]:
+    """(n_layer + 1) times (1, T, C): what goes into each layer, and what leaves the final norm."""
+    return model.model(input_ids, use_cache=False, output_hidden_states=True).hidden_states
+
+
+def most_probable(model, states: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.LongTensor]:
+    """Normalised states (T, C) -> probabilities and ids (T, top_k). Raises ValueError for a `top_k` out of range."""
+    if not 1 <= top_k <= model.config.vocab_size:
+        raise ValueError(f"top_k is {top_k} but must lie between 1 and {model.config.vocab_size}, the vocabulary.")
+    pairs = [model.lm_head(some).float().softmax(-1).topk(top_k) for some in states.split(LOGITS_AT_ONCE)]
+    probabilities, ids = zip(*pairs, strict=True)
+    return torch.cat(probabilities), torch.cat(ids)
+
+
+def cache_bytes(past_key_values: Cache) -> int:
+    """Bytes of the keys and values of all layers: for GPT-2, 2 * n_layer * n_embd numbers for each position."""
+    layers = [layer for layer in past_key_values.layers if layer.is_initialized]
+    return sum(tensor.numel() * tensor.element_size() for layer in layers for tensor in (layer.keys, layer.values))
+
+
+def show_token(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
+    """One token for the eye: spaces and line breaks as signs, bytes that are no whole character in hexadecimal."""
+    text = tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
+    if "\ufffd" in text:
+        spelled = tokenizer.convert_ids_to_tokens(token_id)
+        text = "<" + " ".join(f"{BYTE_OF[character]:02x}" for character in spelled) + ">"
+    signs = {" ": "\u00b7", "\n": "\u21b5", "\t": "\u21e5"}
+    return "".join(signs.get(c, c if c.isprintable() else f"<{ord(c):02x}>") for c in text)

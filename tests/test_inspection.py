@@ -96,6 +96,12 @@ def test_log_odds_of_one_of_three_labels():
     [
         ("", None, "The text '' has no tokens; give one to explain."),
         ("ababa", None, "The text has 5 tokens but the model has only 4 positions; shorten it."),
+        (
+            "a\ud83d",
+            None,
+            "The text is not valid Unicode: character 1 is '\\ud83d', half of a surrogate pair; "
+            "remove it, or read the source as UTF-8 with errors='replace'.",
+        ),
         ("ab", "eggs", "The label 'eggs' is not one of the model's: 'ham', 'spam'."),
         ("ab", 2, "The label 2 is not one of the model's: 'ham', 'spam'."),
     ],
