@@ -14,6 +14,7 @@ import pytest
 from scratch_gpt2.data.text_classification import (
     balance,
     class_weights,
+    likeness,
     load_prepared,
     prepare,
     read_labelled_hub,
@@ -229,6 +230,11 @@ def test_prepare_reports_each_step():
     # All texts of a label are alike but for the number.
     near = [part["near_duplicates_of_train"] for part in report["splits"].values()]
     assert near == [0, 2, 4]
+
+
+def test_near_duplicates_differ_in_capitals_blanks_and_digits_alone():
+    assert likeness("Call  0800 12 now") == likeness(" CALL 09 7 NOW\n") == "call 0 0 now"
+    assert likeness("Call 0800 now") != likeness("Call now") != likeness("Call cow")
 
 
 def test_steps_that_were_not_asked_for():
