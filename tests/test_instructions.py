@@ -101,7 +101,7 @@ def test_bad_rows(write, row, message):
 
 
 def test_bad_files(write, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"missing\.json"):
+    with pytest.raises(FileNotFoundError, match=r"missing\.json does not exist; give an existing file"):
         read_instructions(str(tmp_path / "missing.json"))
     with pytest.raises(ValueError, match="holds no list of rows"):
         read_instructions(write({"rows": []}))

@@ -73,6 +73,8 @@ def read_instructions(source: str | list[str], max_rows: int | None = None) -> l
 
 def read_rows(name: str) -> Iterator[tuple[dict, str]]:
     """The rows of one file or data set, each with what an error calls it."""
+    if Path(name).suffix in (".json", ".jsonl") and not Path(name).is_file():
+        raise FileNotFoundError(f"{name} does not exist; give an existing file, or a data set of the Hub.")
     if Path(name).suffix == ".jsonl":
         with open(name, encoding="utf-8-sig") as lines, reading_utf8(name):
             for number, line in enumerate(lines, start=1):
