@@ -278,6 +278,23 @@ def test_accuracies_and_standard_errors():
 
 
 @pytest.mark.parametrize(
+    ("place", "name", "value"),
+    [
+        ("model", "_is_stateful", True),
+        ("model", "_supports_attention_backend", False),
+        ("config", "sliding_window", 8),
+        ("config", "layer_types", ["full_attention", "linear_attention"]),
+        ("config", "_attn_implementation", "flex_attention"),
+    ],
+)
+def test_what_keeps_a_model_from_sharing_the_context(place, name, value):
+    model = twins()[0]
+    assert can_share_context(model)
+    setattr(model if place == "model" else model.config, name, value)
+    assert not can_share_context(model)
+
+
+@pytest.mark.parametrize(
     ("right", "number", "low", "high"),
     [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
 )
