@@ -1,9 +1,9 @@
 """Views into a model: which tokens made it decide as it did, where it looks, what each layer would say, how probable
 it finds a text, what it keeps of it.
 
-Apart from `token_attributions` these are for a ScratchGPT2 language model and one text, (1, T) ids. They change nothing
-in the model, not even for a moment, so several threads may look at it while it writes. The letters in shapes are those
-of `modeling_scratch_gpt2.py`.
+Apart from `token_attributions` these are for a ScratchGPT2 language model and one text, (1, T) ids. They change
+nothing in the model, not even for a moment, so several threads may look at it while it writes. The letters in shapes
+are those of `modeling_scratch_gpt2.py`.
 """
 
 import numpy as np
@@ -12,7 +12,6 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from .modeling_scratch_gpt2 import ScratchGPT2ForCausalLM, eager_attention_forward
-
 from .tokenization import check_text
 
 # The way of the integrated gradients: parts to begin with, points in each, by how much (nats) a part's gradients may
