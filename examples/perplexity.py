@@ -22,11 +22,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from accelerate import PartialState
-from transformers import AutoModelForCausalLM, HfArgumentParser
+from transformers import HfArgumentParser
 
-from scratch_gpt2 import ScratchGPT2ForCausalLM
 from scratch_gpt2.cli import run_main
-from scratch_gpt2.configuration_scratch_gpt2 import is_foreign_checkpoint
+from scratch_gpt2.data.text_sources import read_whole_text
+from scratch_gpt2.evaluation.models import load_causal_lm
 from scratch_gpt2.evaluation.perplexity import perplexity
 from scratch_gpt2.tokenization import load_tokenizer
 
@@ -50,11 +50,11 @@ class Arguments:
 
 def main() -> None:
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
-    texts = {path: read_text(path) for path in arguments.text}
+    texts = {path: read_whole_text(path) for path in arguments.text}
     if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
         raise FileNotFoundError(f"The folder for {arguments.json!r} does not exist; create it first.")
     tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
-    model = load_model(arguments.model).to(PartialState().device)
+    model = load_causal_lm(arguments.model).to(PartialState().device)
 
     results = {}
     for path, text in texts.items():
@@ -62,22 +62,6 @@ def main() -> None:
     print_table(results)
     if arguments.json:
         write_json(arguments, str(model.dtype).removeprefix("torch."), results)
-
-
-def read_text(path: str) -> str:
-    try:
-        text = Path(path).read_bytes().decode()  # read_text() would change line ends, and with them the bytes
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path!r} is not UTF-8 at byte {error.start}; convert it first.") from None
-    if not text:
-        raise ValueError(f"{path!r} is empty.")
-    return text
-
-
-def load_model(name: str):
-    if is_foreign_checkpoint(name, {}):
-        return ScratchGPT2ForCausalLM.from_pretrained(name)
-    return AutoModelForCausalLM.from_pretrained(name)  # ours too, since scratch_gpt2 has been imported
 
 
 def print_table(results) -> None:

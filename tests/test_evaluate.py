@@ -21,7 +21,7 @@ from scratch_gpt2.evaluation.models import load_model, measure_generation, weigh
 from scratch_gpt2.evaluation.perplexity import perplexity
 from scratch_gpt2.evaluation.report import Figure, Plan, figures, measure_apart, measure_model, plot, table
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "evaluate.py"
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "compare_models.py"
 TEXT = "The rat sat under the hat, and where the cat sat is where the mat is: on the hat of the rat.\n"
 SPAM = PreparedClassification(
     splits={

@@ -167,6 +167,15 @@ def read_parquet(file: str, text_column: str) -> Iterator[Piece]:
     yield from read_rows(rows, text_column, f"{file}, row")
 
 
+def read_whole_text(file: str) -> str:
+    """A file's text with its own line ends. Raises ValueError where it is empty or not UTF-8."""
+    with reading_utf8(file):
+        text = Path(file).read_bytes().decode()  # Path.read_text() would change line ends, and with them the bytes
+    if not text:
+        raise ValueError(f"{file} is empty.")
+    return text
+
+
 def read_text(file: str, separator: str | None) -> Iterator[Piece]:
     if file == "-":
         sys.stdin.reconfigure(encoding="utf-8-sig", newline="")

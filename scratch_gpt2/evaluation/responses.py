@@ -10,10 +10,10 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from .. import ScratchGPT2ForCausalLM
-from ..configuration_scratch_gpt2 import is_foreign_checkpoint
 from ..data.collators import PaddingCollator, Row
 from ..data.instructions import IGNORED, Conversation, encode_prompt, render
 from ..tokenization import load_tokenizer
+from .models import load_causal_lm
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,7 @@ def load_model(name: str) -> PreTrainedModel:
     """
     adapter = adapter_config(name)
     if adapter is None:
-        own = is_foreign_checkpoint(name, {})
-        return (ScratchGPT2ForCausalLM if own else AutoModelForCausalLM).from_pretrained(name).eval()
+        return load_causal_lm(name).eval()
     from peft import PeftModel
 
     base, targets = adapter["base_model_name_or_path"], str(adapter.get("target_modules"))

@@ -1,10 +1,10 @@
 """One report on one or several models, side by side: a table, a JSON file and a picture.
 
-    python examples/evaluate.py --model checkpoints/my-gpt2 --text book.txt
-    python examples/evaluate.py --model checkpoints/step-100 checkpoints/step-200 openai-community/gpt2 \\
+    python examples/compare_models.py --model checkpoints/my-gpt2 --text book.txt
+    python examples/compare_models.py --model checkpoints/step-100 checkpoints/step-200 openai-community/gpt2 \\
         --text book.txt news.txt --hellaswag hellaswag_val.jsonl --output report
-    python examples/evaluate.py --model checkpoints/spam --classification data/spam --output report
-    python examples/evaluate.py --model checkpoints/my-gpt2 --smoke
+    python examples/compare_models.py --model checkpoints/spam --classification data/spam --output report
+    python examples/compare_models.py --model checkpoints/my-gpt2 --smoke
 
 Language models are measured by perplexity and bits per byte on each text, HellaSwag, and the speed and memory of
 generating; classifiers by the test split of a folder that examples/prepare_classification.py has made. Each model runs
@@ -20,6 +20,7 @@ from transformers import HfArgumentParser
 
 from scratch_gpt2.cli import run_main
 from scratch_gpt2.data.text_classification import load_prepared
+from scratch_gpt2.data.text_sources import read_whole_text
 from scratch_gpt2.evaluation.hellaswag import PROTOCOLS, read_hellaswag
 from scratch_gpt2.evaluation.report import Plan, measure_apart, plot, table, versions, write_json
 
@@ -76,7 +77,7 @@ def make_plan(args: Arguments) -> Plan:
         raise ValueError(f"new_tokens is {args.new_tokens} but must be at least 0.")
     if args.hellaswag_limit is not None and args.hellaswag_limit < 1:
         raise ValueError(f"hellaswag_limit is {args.hellaswag_limit} but must be at least 1.")
-    texts = {path: read_text(path) for path in args.text}
+    texts = {path: read_whole_text(path) for path in args.text}
     return Plan(
         texts=texts | ({"smoke": SMOKE_TEXT} if args.smoke else {}),
         context=args.context,
@@ -88,13 +89,6 @@ def make_plan(args: Arguments) -> Plan:
         batch_size=args.batch_size,
         reference=args.reference,
     )
-
-
-def read_text(path: str) -> str:
-    try:
-        return Path(path).read_bytes().decode()  # read_text() would change line ends, and with them the bytes
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path!r} is not UTF-8 at byte {error.start}; convert it first.") from None
 
 
 if __name__ == "__main__":
