@@ -1,0 +1,66 @@
+"""What visitors may send, and how a refusal reaches them: one sentence, shown as text."""
+
+import html
+import inspect
+import logging
+import traceback
+from contextlib import contextmanager
+from functools import wraps
+
+import gradio as gr
+
+from scratch_gpt2.tokenization import check_text
+
+MAX_CHARACTERS = 20_000  # of a prompt or a chat message
+MAX_EXPLAINED_CHARACTERS = 1_000  # of a text whose words are weighed, or a sentence to look into
+MAX_NEW_TOKENS = 300
+MAX_FILE_BYTES = 1_000_000
+MAX_ROWS = 1_000
+
+logger = logging.getLogger(__name__)
+
+
+def check_input(text: str, most: int = MAX_CHARACTERS) -> str:
+    """The text, or ValueError where it is no text, empty, too long or not valid Unicode."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("There is no text; type some first.")
+    if len(text) > most:
+        raise ValueError(f"The text has {len(text):,} characters, but at most {most:,} are read here; shorten it.")
+    return check_text(text)
+
+
+def in_one_sentence(function):
+    """`function`, or generator function, whose errors visitors see as one sentence.
+
+    The log gets neither the message nor the arguments, which could hold what a visitor has written: for a mistake of
+    the visitor's nothing, for one of ours the kind of error and its place in the code.
+    """
+
+    @wraps(function)
+    def generator(*args, **kwargs):
+        with errors_for_visitors():
+            yield from function(*args, **kwargs)
+
+    @wraps(function)
+    def plain(*args, **kwargs):
+        with errors_for_visitors():
+            return function(*args, **kwargs)
+
+    return generator if inspect.isgeneratorfunction(function) else plain
+
+
+@contextmanager
+def errors_for_visitors():
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        raise refusal(" ".join(str(error).split())) from None
+    except Exception as error:
+        places = "".join(traceback.format_tb(error.__traceback__))
+        logger.error("%s at\n%s", type(error).__name__, places)
+        raise refusal("Something went wrong here; the log says where. Please try another input.") from None
+
+
+def refusal(sentence: str) -> gr.Error:
+    # Gradio shows the message as HTML.
+    return gr.Error(html.escape(sentence.encode(errors="replace").decode(), quote=False), print_exception=False)
