@@ -1,0 +1,333 @@
+"""Instruction tuning: a step however it is divided, the evaluation, answers learned by heart, the script."""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import transformers
+from model_fixtures import tiny_model
+from transformers import TrainingArguments
+
+from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
+from scratch_gpt2.data.collators import PackingCollator, PaddingCollator, pack
+from scratch_gpt2.data.instructions import encode_conversations, encode_prompt, read_instructions
+from scratch_gpt2.tokenization import CHAT_TEMPLATE, train_tokenizer
+from scratch_gpt2.training.checkpoints import find_fault
+from scratch_gpt2.training.pretraining import new_model
+from scratch_gpt2.training.sft import InstructionTrainer, fit_to_tokenizer
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SCRIPT = REPOSITORY / "examples" / "sft.py"
+PAD = 2
+
+
+def uneven_rows(sizes):
+    """Rows of so many tokens, of which the last 1, 2, 3, 4, 1, 2, ... are learned."""
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for number, size in enumerate(sizes):
+        ids = torch.randint(3, 61, (size,), generator=generator).tolist()
+        learned = 1 + number % 4
+        rows.append({"input_ids": ids, "labels": [-100] * (size - learned) + ids[-learned:]})
+    return rows
+
+
+def make_trainer(model, folder, rows, collator=PaddingCollator, batch_size=8, accumulation=1, **options):
+    settings = {"max_steps": 1, "optim": "sgd", "learning_rate": 0.1, "lr_scheduler_type": "constant"}
+    settings |= {"logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True}
+    settings |= {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
+    args = TrainingArguments(str(folder), max_grad_norm=1e9, **settings | options)
+    return InstructionTrainer(
+        model, args, train_dataset=rows, eval_dataset=rows, data_collator=collator(model.config.pad_token_id)
+    )
+
+
+# One step, divided in several ways
+
+ROWS = {
+    PaddingCollator: uneven_rows([9, 5, 7, 6, 12, 5, 8, 10]),
+    PackingCollator: pack(uneven_rows([9, 5, 7, 6, 12, 5, 8, 10, 11, 6, 7, 7, 5, 5, 9, 8]), length=16),
+}
+
+
+@pytest.mark.parametrize("collator", ROWS, ids=["padded", "packed"])
+def test_the_division_of_a_step_changes_nothing(collator, tmp_path):
+    """8 rows at once, 2 at a time, 1 at a time: the same loss, gradient norm and update."""
+    rows = ROWS[collator]
+    assert len(rows) == 8
+    assert len({sum(label != -100 for label in row["labels"]) for row in rows}) > 2
+    results = []
+    for batch_size, accumulation in ((8, 1), (2, 4), (1, 8)):
+        model = tiny_model(eos_token_id=PAD, pad_token_id=PAD)
+        before = {name: weight.clone() for name, weight in model.state_dict().items()}
+        trainer = make_trainer(model, tmp_path, rows, collator, batch_size, accumulation)
+        trainer.train()
+        update = {name: weight - before[name] for name, weight in model.state_dict().items()}
+        results.append((trainer.state.log_history[0]["loss"], trainer.state.log_history[0]["grad_norm"], update))
+    loss, grad_norm, update = results[0]
+    assert grad_norm > 0.1
+    for other_loss, other_norm, other_update in results[1:]:
+        assert other_loss == pytest.approx(loss, rel=1e-5)
+        assert other_norm == pytest.approx(grad_norm, rel=1e-5)
+        torch.testing.assert_close(other_update, update, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("collator", ROWS, ids=["padded", "packed"])
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_the_evaluation_loss_is_the_mean_over_tokens(batch_size, collator, tmp_path):
+    """Against the log-probabilities of each document alone."""
+    model = tiny_model(eos_token_id=PAD, pad_token_id=PAD)
+    sizes = [9, 5, 7, 6, 12, 5, 8, 10] + [11, 6, 7, 7, 5, 5, 9, 8] * (collator is PackingCollator)
+    losses = []
+    for document in uneven_rows(sizes):
+        logits = model(torch.tensor([document["input_ids"]])).logits[0, :-1]
+        losses += F.cross_entropy(logits, torch.tensor(document["labels"][1:]), reduction="none").tolist()
+    learned = [loss for loss in losses if loss != 0]
+    assert len(learned) == 20 * len(sizes) // 8
+    trainer = make_trainer(model, tmp_path, ROWS[collator], collator, per_device_eval_batch_size=batch_size)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(sum(learned) / len(learned), rel=1e-5)
+
+
+# By heart
+
+
+@pytest.fixture(scope="module")
+def eight(shared_data):
+    """The first eight instructions of the file and a tokenizer for them."""
+    conversations = read_instructions(str(shared_data / "instruction-data.json"), max_rows=8)
+    texts = [CHAT_TEMPLATE, *(message["content"] for row in conversations for message in row.messages)]
+    return conversations, train_tokenizer(texts, vocab_size=512)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_eight_real_answers_are_learned_by_heart(lora, packed, eight, tmp_path):
+    """Every greedy answer is exact, and the next token is the eos that stops it."""
+    conversations, tokenizer = eight
+    torch.manual_seed(0)
+    sizes = {"n_layer": 2, "n_embd": 64, "n_head": 2, "n_positions": 256, "initializer_range": 0.1}
+    model = new_model(ScratchGPT2Config.from_preset("tiny", **sizes), tokenizer)
+    fit_to_tokenizer(model, tokenizer)
+    if lora:
+        adapters = pytest.importorskip("scratch_gpt2.training.adapters", reason="peft is not installed")
+        model = adapters.add_lora(model, "CAUSAL_LM", rank=32, alpha=64)
+    rows, dropped = encode_conversations(tokenizer, conversations, max_length=256)
+    assert dropped == 0
+    collator = PackingCollator if packed else PaddingCollator
+    rows = pack(rows, 256) if packed else rows
+    options = {"max_steps": 120, "optim": "adamw_torch", "learning_rate": 5e-3, "logging_steps": 200}
+    make_trainer(model, tmp_path, rows, collator, **options).train()
+
+    model.eval()
+    for conversation in conversations:
+        prompt = torch.tensor([encode_prompt(tokenizer, conversation.prompt)])
+        output = model.generate(
+            input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=100, do_sample=False
+        )
+        expected = [*tokenizer.encode(conversation.output.strip()), tokenizer.eos_token_id]
+        assert output[0, prompt.shape[1] :].tolist() == expected
+
+
+# The script
+
+OPTIONS = {"--num_train_epochs": 2, "--per_device_train_batch_size": 2, "--gradient_accumulation_steps": 2}
+OPTIONS |= {"--learning_rate": 0.01, "--use_cpu": "true", "--disable_tqdm": "true", "--logging_steps": 1}
+OPTIONS |= {"--eval_steps": 4, "--save_steps": 4, "--save_total_limit": 9, "--per_device_eval_batch_size": 2}
+OPTIONS |= {"--validation": 5 / 26, "--test": 5 / 26, "--samples": 2}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A base model whose vocabulary has the words, and 26 rows of different length."""
+    folder = tmp_path_factory.mktemp("sft")
+    words = ["red", "green", "blue", "a grey cloud", "the yellow lemon", "two black crows on a leaf"]
+    rows = [
+        {"instruction": f"Repeat {n}.", "input": words[n % 6], "output": words[n % 6] * (1 + n % 3)} for n in range(26)
+    ]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    tokenizer = train_tokenizer([CHAT_TEMPLATE, json.dumps(rows)], vocab_size=400)
+    tokenizer.save_pretrained(folder / "base")
+    torch.manual_seed(0)
+    sizes = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 192}
+    new_model(ScratchGPT2Config.from_preset("tiny", **sizes), tokenizer).save_pretrained(folder / "base")
+    return {"--data": folder / "rows.json", "--model": folder / "base"}
+
+
+def command(options, *flags):
+    return [str(SCRIPT), *(str(part) for pair in options.items() for part in pair), *flags]
+
+
+def run_script(options, *flags):
+    specification = importlib.util.spec_from_file_location("sft", SCRIPT)
+    script = importlib.util.module_from_spec(specification)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "sft", script)  # dataclasses look their module up by its name
+        specification.loader.exec_module(script)
+        patch.setattr(sys, "argv", command(options, *flags))
+        script.main()
+
+
+def read_log(folder, key):
+    entries = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [entry[key] for entry in entries if key in entry]
+
+
+@pytest.fixture(scope="module")
+def full_run(files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("full")
+    run_script(files | OPTIONS | {"--output_dir": folder})
+    return folder
+
+
+def test_what_the_script_leaves_can_be_used(full_run):
+    names = {path.name for path in full_run.iterdir()}
+    assert {"model.safetensors", "tokenizer.json", "chat_template.jinja", "test.json", "log.jsonl"} <= names
+    assert (full_run / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert len(read_instructions(str(full_run / "test.json"))) == 5
+    tokenizer = transformers.AutoTokenizer.from_pretrained(full_run)
+    model = transformers.AutoModelForCausalLM.from_pretrained(full_run)
+    assert type(model) is ScratchGPT2ForCausalLM and model.config.use_cache
+    assert model.generation_config.eos_token_id == model.generation_config.pad_token_id == tokenizer.eos_token_id
+    chat = transformers.pipeline("text-generation", str(full_run))
+    answer = chat([{"role": "user", "content": "Repeat 1."}], max_new_tokens=3, return_full_text=False)
+    assert isinstance(answer[0]["generated_text"], str | list)
+
+
+def test_the_log(full_run):
+    """16 rows, 4 a step, two epochs: 8 steps. The best checkpoint has been loaded before the last evaluation."""
+    losses = read_log(full_run, "loss")
+    assert len(losses) == 8 and losses[-1] < losses[0]
+    *evaluations, final = read_log(full_run, "eval_loss")
+    assert len(evaluations) == 2 and final == pytest.approx(min(evaluations), rel=1e-6)
+    samples = read_log(full_run, "samples")
+    assert len(samples) == 4  # before, two evaluations, the last one
+    assert all(sample.count("\n--> ") == 2 and sample.count("(reference: ") == 2 for sample in samples)
+
+
+@pytest.mark.xdist_group("distributed")
+@pytest.mark.parametrize("flags", [(), ("--pack", "--lora")], ids=["padded", "packed_lora"])
+def test_two_processes_are_one(flags, files, tmp_path):
+    """Four rows a step: two passes of one process, or one pass of each of two. The five validation rows do not go
+    evenly into batches of two for two."""
+    options = files | OPTIONS | {"--max_steps": 3, "--eval_steps": 3, "--save_steps": 3}
+    if "--pack" in flags:
+        options |= {"--per_device_train_batch_size": 1, "--gradient_accumulation_steps": 2}
+    run_script(options | {"--output_dir": tmp_path / "one"}, *flags)
+    with socket.socket() as free:
+        free.bind(("", 0))
+        port = str(free.getsockname()[1])
+    config = REPOSITORY / "examples" / "accelerate" / "ddp.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", "2"]
+    launch += ["--mixed_precision", "no", "--main_process_port", port]
+    together = options | {"--output_dir": tmp_path / "two", "--gradient_accumulation_steps": 1}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*launch, *command(together, *flags)], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-5000:]
+    for key, tolerance in (("loss", 1e-5), ("grad_norm", 1e-4), ("eval_loss", 1e-5)):
+        expected = read_log(tmp_path / "one", key)
+        assert len(expected) == (2 if key == "eval_loss" else 3)
+        assert read_log(tmp_path / "two", key) == pytest.approx(expected, rel=tolerance), key
+    assert done.stdout.count("training ") == 1
+
+
+def test_an_adapter_is_merged_and_resumed(files, tmp_path, capsys):
+    pytest.importorskip("peft")
+    options = files | OPTIONS | {"--lora_rank": 4, "--dropout": 0.1}
+    run_script(options | {"--output_dir": tmp_path / "straight"}, "--lora", "--merge", "--pack")
+    checkpoint = tmp_path / "straight" / "checkpoint-4"
+    assert find_fault(checkpoint) is None
+
+    merged = ScratchGPT2ForCausalLM.from_pretrained(tmp_path / "straight").eval()
+    base = ScratchGPT2ForCausalLM.from_pretrained(files["--model"])
+    from peft import PeftModel
+
+    adapted = PeftModel.from_pretrained(base, tmp_path / "straight" / "adapter").eval()
+    ids = torch.arange(1, 20).unsqueeze(0)
+    with torch.no_grad():
+        torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-4)
+        with adapted.disable_adapter():
+            assert (merged(ids).logits - adapted(ids).logits).abs().max() > 1e-2
+
+    (tmp_path / "again").mkdir()
+    checkpoint.rename(tmp_path / "again" / "checkpoint-4")
+    with pytest.raises(ValueError, match="holds checkpoints of an earlier run; add --resume"):
+        run_script(options | {"--output_dir": tmp_path / "again"}, "--lora", "--merge", "--pack")
+    run_script(options | {"--output_dir": tmp_path / "again"}, "--lora", "--merge", "--pack", "--resume")
+    assert read_log(tmp_path / "again", "loss") == read_log(tmp_path / "straight", "loss")
+    assert "PeftModel" not in capsys.readouterr().out
+
+
+def test_qlora(files, tmp_path, capsys):
+    """The base is really in 4 bits, the adapter learns, and merging gives an ordinary float32 model."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    from scratch_gpt2.training.sft import quantized_base
+
+    base = quantized_base(str(files["--model"]), torch.float32)
+    quantized = [name for name, module in base.named_modules() if isinstance(module, bitsandbytes.nn.Linear4bit)]
+    assert len(quantized) == 2 * 6 and "lm_head" not in quantized
+    options = files | OPTIONS | {"--learning_rate": 0.02, "--num_train_epochs": 8}
+    for kind in ("lora", "qlora"):
+        run_script(options | {"--output_dir": tmp_path / kind}, f"--{kind}", "--merge")
+    lora, qlora = (read_log(tmp_path / kind, "loss") for kind in ("lora", "qlora"))
+    first, last = sum(qlora[:2]) / 2, sum(qlora[-4:]) / 4  # the tied, frozen embeddings of this base allow no more
+    assert last < first - 0.15 and last == pytest.approx(sum(lora[-4:]) / 4, abs=0.1) and qlora != lora
+    merged = ScratchGPT2ForCausalLM.from_pretrained(tmp_path / "qlora")
+    assert type(merged.model.layers[0].mlp.up_proj) is torch.nn.Linear
+    assert merged.model.layers[0].mlp.up_proj.weight.dtype == torch.float32
+
+
+def test_qlora_without_bitsandbytes(files, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ImportError, match="--qlora needs bitsandbytes: pip install bitsandbytes"):
+        run_script(files | OPTIONS | {"--output_dir": tmp_path}, "--qlora")
+
+
+def test_show_trains_nothing(files, tmp_path, capsys):
+    run_script(files | OPTIONS | {"--output_dir": tmp_path / "out", "--show": 2}, "--pack")
+    output = capsys.readouterr().out
+    assert output.count("<|endoftext|>\033[0m") >= 2 and "\033[90mBelow is an instruction" in output
+    assert not (tmp_path / "out").exists()
+
+
+def test_smoke(tmp_path, capsys):
+    run_script({"--output_dir": tmp_path / "out"}, "--smoke", "--use_cpu")
+    output = capsys.readouterr().out
+    assert "--- answers at step 0 ---" in output and "--- answers at step 75 ---" in output
+    assert "validation loss" in output and "examples/respond.py" in output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"--data": "MISSING"}, r"missing\.json"),
+        ({"--model": "NOTHING"}, r"'.*nothing'"),
+        ({"--max_length": 193}, r"max_length is 193, but the model has 192 positions"),
+        ({"--max_length": 5}, r"Within max_length 5 no answer begins"),
+        ({"--max_rows": 2}, r"2 rows are too few"),
+        ({"--label_smoothing_factor": 0.1}, r"label_smoothing_factor is 0\.1, but .* leave it at 0"),
+        ({"--push_to_hub": "true"}, r"The Hugging Face Hub cannot be pushed to .*hf auth login"),
+    ],
+)
+def test_bad_input(options, message, files, tmp_path):
+    paths = {"MISSING": tmp_path / "missing.json", "NOTHING": tmp_path / "nothing"}
+    options = {name: paths.get(value, value) for name, value in options.items()}
+    with pytest.raises((ValueError, OSError), match=message):
+        run_script(files | OPTIONS | {"--output_dir": tmp_path / "out"} | options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_are_required(tmp_path):
+    with pytest.raises(ValueError, match=r"--data is missing: give \.json or \.jsonl files"):
+        run_script({"--output_dir": tmp_path / "out", "--use_cpu": "true"})
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(tiny_tokenizer):
+    with pytest.raises(ValueError, match="The tokenizer has 290 tokens but the model knows 61"):
+        fit_to_tokenizer(tiny_model(), tiny_tokenizer)
