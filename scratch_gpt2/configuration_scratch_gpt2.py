@@ -1,15 +1,17 @@
 """Everything that decides the shape and behaviour of a GPT-2, under the names that GPT-2 itself uses."""
 
+import json
 import os
 import pickle
 from contextlib import contextmanager
 
 from huggingface_hub import ResolvedRevision
 from huggingface_hub.dataclasses import strict
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils.hub import resolve_revision
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files, resolve_revision
 
 # OpenAI's four sizes (Radford et al. 2019, table 2) and one for tests and laptops.
 PRESETS = {
@@ -30,6 +32,10 @@ AUTO_MAP = {
     "AutoModelForTokenClassification": "modeling_scratch_gpt2.ScratchGPT2ForTokenClassification",
     "AutoModelForQuestionAnswering": "modeling_scratch_gpt2.ScratchGPT2ForQuestionAnswering",
 }
+
+# Beyond any GPT-2, and what a computer can still count: each costs memory before a weight is read.
+MOST_BLOCKS, MOST_LABELS = 1_000, 100_000
+LOOKUP_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 @strict
@@ -107,6 +113,8 @@ class ScratchGPT2Config(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         kwargs["auto_map"] = {**AUTO_MAP, **(kwargs.get("auto_map") or {})}
+        if isinstance(labels := kwargs.get("num_labels"), int) and labels > MOST_LABELS:
+            raise ValueError(f"num_labels is {labels} but can be {MOST_LABELS} at most.")
         super().__post_init__(**kwargs)
         self.validate_architecture()  # here a plain ValueError; `@strict` would wrap it in an exception of its own
 
@@ -122,6 +130,8 @@ class ScratchGPT2Config(PreTrainedConfig):
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1.")
+        if self.n_layer > MOST_BLOCKS:
+            raise ValueError(f"n_layer is {self.n_layer} but can be {MOST_BLOCKS} at most.")
         if self.n_embd % self.n_head != 0:
             raise ValueError(
                 f"n_embd ({self.n_embd}) is not divisible by n_head ({self.n_head}): every head needs the same width."
@@ -191,10 +201,68 @@ def is_foreign_checkpoint(name_or_path, hub_kwargs: dict) -> bool:
 
 
 @contextmanager
-def reading_checkpoint(name_or_path):
-    """Say in one sentence which checkpoint is damaged, where the libraries speak of headers and pickles."""
+def reading_checkpoint(name_or_path, hub_kwargs: dict):
+    """Refuse a checkpoint that would run code or fill the memory, and say in one sentence which one is damaged, where
+    the libraries speak of headers and pickles. `hub_kwargs` come from `pin_revision`."""
+    if name_or_path is not None and hub_kwargs.get("state_dict") is None:
+        check_checkpoint(os.fspath(name_or_path), hub_kwargs)
     try:
         yield
     except (SafetensorError, pickle.UnpicklingError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"The checkpoint {name_or_path} is damaged ({reason}); copy or download it again.") from error
+
+
+def check_checkpoint(name: str, hub_kwargs: dict) -> None:
+    """Raise ValueError where the weights are a pickle, lie outside the checkpoint, or are far fewer than announced."""
+    lookup = {key: hub_kwargs[key] for key in LOOKUP_ARGUMENTS if key in hub_kwargs}
+    suffix = f"{hub_kwargs['variant']}.safetensors" if hub_kwargs.get("variant") else "safetensors"
+    files = []
+    if hub_kwargs.get("use_safetensors") is not False:
+        if file := find_file(name, f"model.{suffix}", lookup):
+            files = [file]
+        elif index := find_file(name, f"model.{suffix}.index.json", lookup):
+            check_index(index)
+            files, _ = get_checkpoint_shard_files(name, index, **lookup)
+    for pickled in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
+        if not files and find_file(name, pickled, lookup):
+            raise ValueError(
+                f"{name} has no model.safetensors, only a pickle, which could run code; ask for the former."
+            )
+    if files and (config := find_file(name, "config.json", lookup)):
+        with open(config, encoding="utf-8") as opened:
+            check_size(json.load(opened), files, name)
+
+
+def find_file(name: str, file: str, lookup: dict) -> str | None:
+    optional = dict.fromkeys(("missing_entries", "gated_repo", "connection_errors"), False)
+    return cached_file(name, file, **{f"_raise_exceptions_for_{what}": no for what, no in optional.items()}, **lookup)
+
+
+def check_index(index: str) -> None:
+    """Raise ValueError for an index of weights that names other files than those beside it."""
+    try:
+        with open(index, encoding="utf-8") as opened:
+            names = set(json.load(opened)["weight_map"].values())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} cannot be read ({error}): it is damaged or incomplete; copy it again.") from error
+    for name in names:
+        if not isinstance(name, str) or name != os.path.basename(name) or "\\" in name or ".." in name:
+            raise ValueError(f"{index} names {name!r} as a part of the weights, which is no file beside it.")
+
+
+def check_size(fields: dict, files: list[str], origin: str) -> None:
+    """Raise ValueError where config.json's `fields` describe more weights than `files` have room for, at half a byte
+    each: the library would allocate them all before it found them missing."""
+    try:
+        config = ScratchGPT2Config.from_dict(fields)
+    except (StrictDataclassError, ValueError, TypeError):
+        return  # the library will say so
+    inner = config.n_inner if config.n_inner is not None else 4 * config.n_embd
+    blocks = config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * inner)
+    parameters = blocks + (config.vocab_size + config.n_positions) * config.n_embd
+    stored = sum(map(os.path.getsize, files))
+    if parameters > 2 * stored:
+        raise ValueError(
+            f"The configuration of {origin} describes {parameters:,} weights, but its files have {stored:,} bytes."
+        )

@@ -167,7 +167,7 @@ class ScratchGPT2PreTrainedModel(PreTrainedModel):
         any repository or folder with `model_type: gpt2`, OpenAI's TensorFlow folders, nanoGPT's `ckpt.pt`."""
         name, kwargs = pretrained_model_name_or_path, pin_revision(pretrained_model_name_or_path, kwargs)
         if not is_foreign_checkpoint(name, kwargs):
-            with reading_checkpoint(name):
+            with reading_checkpoint(name, kwargs):
                 return super().from_pretrained(name, *model_args, **kwargs)
         try:
             from scratch_gpt2.openai_weights import read_checkpoint

@@ -23,7 +23,7 @@ from transformers import GenerationConfig, GPT2Config, PreTrainedConfig, PreTrai
 from transformers.initialization import no_init_weights
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from .configuration_scratch_gpt2 import ScratchGPT2Config, pin_revision
+from .configuration_scratch_gpt2 import LOOKUP_ARGUMENTS, ScratchGPT2Config, check_index, pin_revision
 
 # How GPT-2 stores a tensor, compared with nn.Linear here. Its Conv1D keeps weights as (in, out), nn.Linear as
 # (out, in); the weights of q, k and v lie side by side in one (in, 3 * out), their biases in one (3 * out).
@@ -73,7 +73,6 @@ ARCHITECTURES = {
 OPENAI_VOCABULARY, NANOGPT_VOCABULARY = 50257, 50304
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 WEIGHT_FILES += ("pytorch_model.bin", "pytorch_model.bin.index.json")
-LOOKUP_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 NANOGPT_FIELDS = {"block_size": "n_positions"} | {name: name for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
 # What a configuration says about its own class rather than about the network.
@@ -335,6 +334,7 @@ def find_weight_files(name: str, lookup: dict, use_safetensors: bool | None, var
             continue
         if not file.endswith(".json"):
             return [file]
+        check_index(file)
         with reading(file):
             shards, _ = get_checkpoint_shard_files(name, file, **lookup)
         return shards
@@ -427,8 +427,12 @@ def read_nanogpt(file: str, vocab_size: int):
 
 
 def load_pickle(file: str) -> dict:
-    """`torch.load` of tensors and plain values only: no code of the file is run."""
+    """`torch.load` of tensors and plain values only: no code of the file is run, and nothing is unpacked."""
     with reading(file):
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("PyTorch never compresses, and a small file could fill the memory")
         checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
         return dict(checkpoint)
 
