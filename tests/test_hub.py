@@ -1,0 +1,327 @@
+"""Push from one process, pull in another without the package, over the real client and a Hub on loopback."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hub_server import LoopbackHub
+from huggingface_hub import ModelCard, constants
+from model_fixtures import fill
+from test_registration import HEADS, make_config, run_python
+from transformers import TrainingArguments
+
+import scratch_gpt2
+from scratch_gpt2.hub import PushesToHub, files_to_push, model_card, push, record_run
+from scratch_gpt2.training.pretraining import PretrainingTrainer
+
+ROOT = Path(__file__).resolve().parents[1]
+TOKEN, STRANGER = "hf_alicesSecret", "hf_bob"
+CODE = ["configuration_scratch_gpt2.py", "linear_cross_entropy.py", "modeling_scratch_gpt2.py"]
+
+
+@dataclass
+class RunArguments:
+    learning_rate: float = 1e-3
+    data: str = ""
+    hub_token: str | None = None
+    output_dir: str = ""
+
+
+@pytest.fixture
+def hub():
+    with LoopbackHub({TOKEN: "alice", STRANGER: "bob"}) as running:
+        yield running
+
+
+@pytest.fixture
+def client(hub, tmp_path, monkeypatch):
+    """huggingface_hub in this process, logged in as alice."""
+    for name, value in hub.environment(TOKEN, tmp_path / "home").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    return hub
+
+
+def save(folder: Path, tokenizer, head: str = "ScratchGPT2ForCausalLM") -> Path:
+    """What a training script leaves, and what must stay on this machine."""
+    model = fill(getattr(scratch_gpt2, head)(make_config(tokenizer)))
+    model.config.use_cache = False
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    (folder / "shards").mkdir()
+    for private in ("shards/shard_00000.npy", "training_args.bin", "optimizer.pt", "test.json", "log.jsonl"):
+        (folder / private).write_bytes(b"private")
+    (folder / "curves.png").write_bytes(b"\x89PNG")
+    record_run(
+        folder,
+        arguments=[
+            RunArguments(learning_rate=0.5, data="/home/alice/book.txt", hub_token=TOKEN, output_dir="/home/x")
+        ],
+        base="openai-community/gpt2",
+        data=["/home/alice/book.txt", "roneneldan/TinyStories"],
+        metrics={"loss": 2.5, "perplexity": 12.1825, "nothing": float("nan")},
+        samples=[("The cat", "sat on\n```the mat")],
+    )
+    return folder
+
+
+def test_the_card_tells_what_was_run(tiny_tokenizer, tmp_path):
+    card = model_card(save(tmp_path, tiny_tokenizer), "alice/cat", license="mit")
+    assert card.data.to_dict() == {
+        "base_model": "openai-community/gpt2",
+        "datasets": ["roneneldan/TinyStories"],
+        "library_name": "transformers",
+        "license": "mit",
+        "pipeline_tag": "text-generation",
+        "tags": ["scratch_gpt2", "gpt2"],
+        "model-index": [
+            {
+                "name": "cat",
+                "results": [
+                    {
+                        "task": {"type": "text-generation"},
+                        "dataset": {
+                            "type": "roneneldan/TinyStories",
+                            "name": "book.txt, roneneldan/TinyStories",
+                            "split": "validation",
+                        },
+                        "metrics": [
+                            {"type": "loss", "value": 2.5},
+                            {"type": "perplexity", "value": 12.1825},
+                        ],
+                    }
+                ],
+            }
+        ],
+    }
+    expected = [
+        "A GPT-2 with 2 layers of width 16, 2 heads, 290 kinds of tokens and a context of 32, trained from "
+        "`openai-community/gpt2`, made with scratch_gpt2.",
+        "- Data: `book.txt`, `roneneldan/TinyStories`",
+        ' "learning_rate": 0.5,',
+        "| loss | 2.5000 |",
+        "    sat on\n    ```the mat",
+        "![curves.png](curves.png)",
+        "measured by the numbers above",
+    ]
+    assert [part for part in expected if part not in card.text] == []
+    assert [word for word in ("/home", TOKEN, "hub_token", "output_dir") if word in str(card)] == []
+
+
+def test_a_folder_without_a_record_claims_nothing(tiny_tokenizer, tmp_path):
+    folder = save(tmp_path, tiny_tokenizer)
+    (folder / "run.json").unlink()
+    card = model_card(folder, "alice/cat")
+    assert "How it was trained was not recorded." in card.text
+    assert "eval_results" not in card.data.to_dict() and "model-index" not in card.data.to_dict()
+
+
+def test_only_the_model_is_pushed_and_its_code_is_its_own(tiny_tokenizer, tmp_path):
+    folder = save(tmp_path, tiny_tokenizer)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["use_cache"] is False
+    config["auto_map"]["AutoConfig"] = "alice/base--configuration_scratch_gpt2.ScratchGPT2Config"
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / CODE[0]).unlink()
+    files = files_to_push(folder)
+    names = ["config.json", "model.safetensors", "generation_config.json", "run.json", "curves.png"]
+    assert sorted(files) == sorted([*CODE, *names, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+    pushed = json.loads(files["config.json"])
+    assert pushed["use_cache"] is True
+    assert pushed["auto_map"]["AutoConfig"] == "configuration_scratch_gpt2.ScratchGPT2Config"
+
+
+def test_what_cannot_be_pushed(tiny_tokenizer, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds neither config\.json nor adapter_config\.json"):
+        files_to_push(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match="a model of type 'gpt2', not one of scratch_gpt2"):
+        files_to_push(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "scratch_gpt2"}')
+    with pytest.raises(FileNotFoundError, match="has no safetensors file with weights"):
+        files_to_push(tmp_path)
+
+
+def test_a_push_replaces_what_would_be_loaded_instead(client, tiny_tokenizer, tmp_path):
+    folder = save(tmp_path / "model", tiny_tokenizer)
+    first = push(folder, "cat", private=True)
+    repository = client.repositories["alice/cat"]
+    assert repository.private and len(repository.commits) == 2 and repository.commits[-1].oid == first.oid
+    stale = {"model-00001-of-00002.safetensors": b"", "adapter_config.json": b"{}", "notes.txt": b"mine"}
+    repository.commits[-1].files.update(stale)
+    push(folder, "alice/cat")
+    files = repository.commits[-1].files
+    assert [name for name in stale if name in files] == ["notes.txt"]
+    assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert not any(TOKEN.encode() in content for content in files.values())
+
+
+def test_an_upload_cut_off_changes_nothing(client, tiny_tokenizer, tmp_path, monkeypatch):
+    folder = save(tmp_path / "model", tiny_tokenizer)
+    push(folder, "alice/cat")
+    before = client.repositories["alice/cat"].commits[-1]
+    save_again = fill(scratch_gpt2.ScratchGPT2ForCausalLM(make_config(tiny_tokenizer)), seed=1)
+    save_again.save_pretrained(folder)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # before it tries again
+    client.cut_after = 1000
+    with pytest.raises(OSError, match=r"alice/cat could not be pushed, and is on the Hub what it was before"):
+        push(folder, "alice/cat")
+    assert client.repositories["alice/cat"].commits[-1] is before
+    client.cut_after = None
+    push(folder, "alice/cat")
+    after = client.repositories["alice/cat"].commits[-1].files["model.safetensors"]
+    assert after == (folder / "model.safetensors").read_bytes() != before.files["model.safetensors"]
+
+
+def test_strangers_cannot_push_and_are_told_in_one_sentence(client, tiny_tokenizer, tmp_path, monkeypatch):
+    folder = save(tmp_path / "model", tiny_tokenizer)
+    for token in (STRANGER, "hf_wrong"):
+        monkeypatch.setenv("HF_TOKEN", token)
+        with pytest.raises(OSError, match="alice/cat could not be pushed") as caught:
+            push(folder, "alice/cat")
+        assert "\n" not in str(caught.value) and token not in str(caught.value)
+    assert client.repositories == {}
+
+
+PULL = """
+import sys
+
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "scratch_gpt2":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, NotInstalled())
+import torch, transformers
+
+results, heads = sys.argv[1], sys.argv[2:]
+outputs = {}
+for auto_class in heads:
+    repo = f"alice/{auto_class}"
+    assert transformers.AutoConfig.from_pretrained(repo, trust_remote_code=True).use_cache is True
+    tokenizer = transformers.AutoTokenizer.from_pretrained(repo)
+    assert tokenizer.chat_template is not None and tokenizer.pad_token == tokenizer.eos_token
+    model = getattr(transformers, auto_class).from_pretrained(repo, trust_remote_code=True).eval()
+    outputs[auto_class] = model(**tokenizer("The cat sat", return_tensors="pt"))[0]
+pipe = transformers.pipeline("text-generation", "alice/AutoModelForCausalLM", trust_remote_code=True)
+text = pipe("The cat", do_sample=False, max_new_tokens=4)[0]["generated_text"]
+assert text.startswith("The cat") and len(text) > len("The cat"), text
+torch.save(outputs, results)
+"""
+
+
+def test_every_head_is_pulled_without_the_package(client, tiny_tokenizer, tmp_path):
+    expected = {}
+    for auto_class, head in HEADS.items():
+        folder = save(tmp_path / auto_class, tiny_tokenizer, head)
+        push(folder, f"alice/{auto_class}", private=True)
+        model = getattr(scratch_gpt2, head).from_pretrained(folder).eval()
+        expected[auto_class] = model(**tiny_tokenizer("The cat sat", return_tensors="pt"))[0]
+    run_python(PULL, tmp_path / "outputs.pt", *HEADS, **client.environment(TOKEN, tmp_path / "elsewhere"))
+    outputs = torch.load(tmp_path / "outputs.pt", weights_only=True)
+    torch.testing.assert_close(outputs, expected, rtol=0, atol=1e-6)
+
+
+def test_a_private_model_does_not_exist_for_strangers(client, tiny_tokenizer, tmp_path):
+    push(save(tmp_path / "model", tiny_tokenizer), "alice/secret", private=True)
+    code = (
+        "import transformers\ntry:\n    transformers.AutoConfig.from_pretrained('alice/secret')"
+        "\nexcept OSError as error:\n    print(error)"
+    )
+    printed = run_python(code, **client.environment(None, tmp_path / "elsewhere"))
+    assert "alice/secret is not a local folder and is not a valid model identifier" in printed
+
+
+def run_script(hub, tmp_path, script: str, *arguments, token=TOKEN) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, ROOT / "examples" / script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=os.environ | hub.environment(token, tmp_path / "home"),
+    )
+
+
+def test_the_script_checks_what_has_arrived(hub, tiny_tokenizer, tmp_path):
+    folder = save(tmp_path / "model", tiny_tokenizer)
+    result = run_script(hub, tmp_path, "push_to_hub.py", "--folder", folder, "--repo_id", "cat", "--license", "mit")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"loaded from there without the package: outputs differ by 0$", result.stdout.strip())
+    card = ModelCard(hub.repositories["alice/cat"].commits[-1].files["README.md"].decode())
+    assert card.data.license == "mit"
+    assert TOKEN not in result.stdout + result.stderr
+
+
+def test_an_adapter_is_pushed_as_an_adapter(client, tiny_tokenizer, tmp_path, monkeypatch):
+    peft = pytest.importorskip("peft")
+    base = save(tmp_path / "base", tiny_tokenizer)
+    push(base, "alice/base")
+    model = scratch_gpt2.ScratchGPT2ForCausalLM.from_pretrained(base)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+    fill(adapted)
+    adapted.save_pretrained(tmp_path / "adapter")
+    tiny_tokenizer.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"base is .*base, which nobody else has: push it first"):
+        push(tmp_path / "adapter", "alice/adapter")
+    arguments = ["--folder", tmp_path / "adapter", "--repo_id", "alice/adapter", "--base", "alice/base"]
+    result = run_script(client, tmp_path, "push_to_hub.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    files = client.repositories["alice/adapter"].commits[-1].files
+    assert "adapter_model.safetensors" in files and "model.safetensors" not in files and "config.json" not in files
+    card = ModelCard(files["README.md"].decode())
+    assert (card.data.library_name, card.data.base_model) == ("peft", "alice/base")
+    assert "A LORA adapter of rank 2 (q_proj) for `alice/base`" in card.text
+
+
+class HubTrainer(PushesToHub, PretrainingTrainer):
+    pass
+
+
+def make_trainer(folder, tokenizer, **options) -> HubTrainer:
+    model = scratch_gpt2.ScratchGPT2ForCausalLM(make_config(tokenizer))
+    data = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 4
+    quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "max_steps": 2, "save_steps": 1}
+    args = TrainingArguments(folder, push_to_hub=True, hub_model_id="alice/run", **quiet | options)
+    sizes = {"tokens_per_step": 64, "block_length": 8}
+    return HubTrainer(model, args, "adamw", **sizes, train_dataset=data, processing_class=tokenizer)
+
+
+def test_trainer_pushes_the_model_and_nothing_else(client, tiny_tokenizer, tmp_path, capsys):
+    trainer = make_trainer(tmp_path / "run", tiny_tokenizer)
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "smoke.txt").write_text("private")
+    trainer.train()
+    client.cut_after = 10
+    messages = [commit.message for commit in client.repositories["alice/run"].commits]
+    assert messages == ["initial commit", "Training in progress, step 1", "Training in progress, step 2"]
+    client.cut_after = None
+    trainer.save_model()
+    assert len(client.repositories["alice/run"].commits) == 3
+    trainer.push_to_hub()
+    assert "loaded from there: outputs differ by 0" in capsys.readouterr().out
+    files = client.repositories["alice/run"].commits[-1].files
+    assert not {"training_args.bin", "smoke.txt", "optimizer.pt"} & set(files)
+    assert {"config.json", "model.safetensors", "README.md", *CODE} <= set(files)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hub_token": TOKEN}, "log in with `hf auth login`"),
+        ({"hub_strategy": "checkpoint"}, "choose every_save or end"),
+    ],
+)
+def test_what_trainer_must_not_push(client, tiny_tokenizer, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        make_trainer(tmp_path, tiny_tokenizer, **options)
+    assert TOKEN not in str(caught.value)
