@@ -157,7 +157,7 @@ def complete_tab(handlers: Handlers) -> None:
             seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="The same seed writes the same text")
             stop_at = gr.Textbox(label="Stop at", max_length=100, info="Ends where the text comes to this")
         with gr.Column(scale=2):
-            text = gr.Textbox(label="Text", lines=8, buttons=["copy"])
+            text = gr.Textbox(label="Text", lines=8, buttons=["copy"], elem_id="completion")
             note = gr.Textbox(label="Note", max_lines=2)
             tokens = gr.HighlightedText(label="How sure it was of each token (darker: surer)", interactive=False)
             clicked = gr.Textbox("Click a token above.", label="Alternatives", max_lines=1)

@@ -34,7 +34,7 @@ def join_words(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
     """Tokens that belong to one word, joined, and their attributions added. A word begins with its white space."""
     words: list[tuple[str, float]] = []
     for piece, value in pieces:
-        if words and not piece[:1].isspace() and not words[-1][0].isspace():
+        if words and not piece[:1].isspace():
             before, so_far = words.pop()
             piece, value = before + piece, so_far + value
         words.append((piece, value))
