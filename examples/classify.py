@@ -29,6 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import torch
+import torch.nn.functional as F
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from scratch_gpt2 import ScratchGPT2ForSequenceClassification
@@ -176,7 +178,8 @@ def report(trainer, prediction, label_names: list[str], output_dir: str) -> None
     """Write and print the test metrics, and print the most confident mistakes."""
     logits, references = prediction.predictions, prediction.label_ids
     metrics = classification_metrics(logits.argmax(-1), references, logits, label_names=label_names)
-    metrics["loss"] = prediction.metrics["test_loss"]
+    # Trainer's own counts a row twice where the last batch had to be filled up for several processes.
+    metrics["loss"] = F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(references)).item()
     content = json.dumps({"test": metrics, "best_validation_loss": trainer.state.best_metric}, indent=1).encode()
     write_atomically(Path(output_dir, "metrics.json"), lambda file: file.write(content + b"\n"))
     plot_epochs(trainer.state.log_history, Path(output_dir, "epochs.png"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import LoopbackHub
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard, constants, hf_api
 from model_fixtures import fill
 from test_registration import HEADS, make_config, run_python
 from transformers import TrainingArguments
@@ -47,6 +47,7 @@ def client(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # made when it was imported, which may have been before
     return hub
 
 

@@ -1,5 +1,7 @@
 """Every command and every Python block of the README, as it stands there, at smoke size."""
 
+import importlib.metadata
+import json
 import os
 import re
 import subprocess
@@ -7,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hellaswag_rows import ROWS, write_rows
 
 pytestmark = pytest.mark.xdist_group("readme")  # one worker: its fixture takes a while
 ROOT = Path(__file__).resolve().parents[1]
@@ -15,7 +18,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMOKE = {
     "examples/quickstart.py": "--smoke",
     "examples/pretrain.py": "--max_steps 2 --eval_steps 2 --tokens_per_step 1024 --n_layer 1 --n_embd 32 --n_head 2 "
-    "--n_positions 64 --eval_tokens 128 --sample_steps 0 --per_device_train_batch_size 2",
+    "--n_positions 128 --eval_tokens 128 --sample_steps 0 --per_device_train_batch_size 2",
+    "examples/classify.py --data": "--num_train_epochs 1",
+    "examples/sft.py": "--max_steps 2 --eval_steps 2 --save_steps 2 --samples 1",
+    "examples/respond.py": "--max_new_tokens 4",
+    "examples/compare_models.py": "--smoke",
 }
 
 
@@ -23,9 +30,10 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 
 
-def commands(language_blocks, network):
-    """The lines of the bash blocks that need the network, or of those that do not; without comments."""
-    chosen = [block for block in language_blocks if ("# needs the network" in block) == network]
+def commands(language_blocks, need=None):
+    """The lines of the bash blocks that begin with `# needs {need}`, or of those that need nothing; no comments."""
+    needs = [re.match(r"# needs (.*)\n", block) for block in language_blocks]
+    chosen = [block for block, found in zip(language_blocks, needs, strict=True) if (found and found[1]) == need]
     lines = "\n".join(chosen).replace("\\\n", " ").splitlines()
     return [line for text in lines if (line := re.sub(r"\s*#.*", "", text).strip())]
 
@@ -48,13 +56,18 @@ def workplace(tmp_path_factory):
         (folder / name).symlink_to(ROOT / name)
     (folder / "books").mkdir()
     (folder / "books" / "zen.txt").write_text(README, encoding="utf-8")
+    messages = [f"spam\tWin {n} prizes, call now!" if n % 2 else f"ham\tSee you at {n}, dear." for n in range(1, 25)]
+    (folder / "SMSSpamCollection").write_text("\n".join(messages) + "\n")
+    rows = [{"instruction": f"Count to {n}.", "input": "", "output": "1 2 3 4 5 6"[: 2 * n]} for n in range(1, 41)]
+    (folder / "instruction-data.json").write_text(json.dumps(rows))
+    write_rows(folder / "hellaswag_val.jsonl", ROWS)
     done = shell("python examples/quickstart.py", folder)
     assert done.returncode == 0, done.stderr
     return folder
 
 
 def test_make_runs_what_the_readme_says(workplace):
-    assert commands(blocks("bash"), network=False)[:2] == ["make demo", "make test"]
+    assert commands(blocks("bash"))[:2] == ["make demo", "make test"]
     demo = shell("make --dry-run demo", workplace).stdout
     assert demo.splitlines()[-1].endswith(".venv/bin/python examples/quickstart.py")
     test = shell("make --dry-run test", workplace).stdout.splitlines()
@@ -67,7 +80,7 @@ def test_make_runs_what_the_readme_says(workplace):
 
 
 def offline_commands():
-    return [line for line in commands(blocks("bash"), network=False) if not line.startswith("make ")]
+    return [line for line in commands(blocks("bash")) if not line.startswith("make ")]
 
 
 def test_commands_in_their_order(workplace):
@@ -78,7 +91,18 @@ def test_commands_in_their_order(workplace):
         assert done.stdout.strip(), command
 
 
-@pytest.mark.parametrize("command", commands(blocks("bash"), network=True))
+def test_judge_without_its_server_ends_in_one_line(workplace, tmp_path):
+    (command,) = commands(blocks("bash"), "a server")
+    (tmp_path / "responses.json").write_text('[{"instruction": "Hi", "output": "Hello", "response": "Hey"}]')
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    done = shell(f"{command} --base_url http://127.0.0.1:9/v1 --retries 0", tmp_path)
+    assert (done.returncode, done.stderr.splitlines()[-1][:26]) == (1, "error: No server answers at"[:26])
+
+
+NETWORK_COMMANDS = [line for line in commands(blocks("bash"), "the network") if line.startswith("python ")]
+
+
+@pytest.mark.parametrize("command", NETWORK_COMMANDS)
 def test_command_without_network_ends_in_one_line(command, workplace):
     done = shell(command, workplace)
     assert done.returncode == 1
@@ -123,3 +147,10 @@ def test_versions_are_those_of_the_constraints():
     for name in ("torch", "transformers", "accelerate"):
         version = re.search(rf"{name} (\d+\.\d+)", section)[1]
         assert re.search(rf"^{name}=={re.escape(version)}\.", constraints, flags=re.MULTILINE)
+
+
+def test_no_script_hides_a_library():
+    """Python looks into the script's own folder first: examples/evaluate.py would be what `import evaluate` finds."""
+    libraries = importlib.metadata.packages_distributions()
+    scripts = [path.stem for path in (ROOT / "examples").glob("*.py")]
+    assert len(scripts) > 5 and [name for name in scripts if name in libraries] == []
