@@ -294,7 +294,7 @@ def test_local_models_stay_below_their_folder(folder, tmp_path):
     ("change", "message"),
     [
         ({"model_type": "bert"}, "'mine' is no GPT-2 (its model_type is 'bert')."),
-        ({"n_layer": 10**6}, "'mine' has 12,288,017,472 parameters; at most 400,000,000 are loaded here."),
+        ({"n_layer": 10**6}, "'mine' has 12,288,025,664 parameters; at most 400,000,000 are loaded here."),
     ],
 )
 def test_what_is_too_large_or_no_gpt2_is_not_loaded(folder, tmp_path, change, message):
