@@ -17,6 +17,7 @@ from handlers import CLASSIFIER, LANGUAGE, Handlers
 from limits import MAX_CHARACTERS, MAX_EXPLAINED_CHARACTERS, MAX_FILE_BYTES, MAX_NEW_TOKENS, MAX_ROWS
 from models import EMBEDDED_FOLDER, Checkpoints
 from transformers.utils import logging as transformers_logging
+from views import BANDS
 
 from scratch_gpt2.cli import run_main
 
@@ -123,7 +124,9 @@ def chat_tab(handlers: Handlers) -> None:
         chatbot=gr.Chatbot(
             render_markdown=False, allow_tags=False, height=420, label="Conversation", buttons=["copy", "copy_all"]
         ),
-        textbox=gr.Textbox(placeholder="Ask something", max_length=MAX_CHARACTERS, show_label=False),
+        textbox=gr.Textbox(
+            placeholder="Ask something", submit_btn=True, stop_btn=True, max_length=MAX_CHARACTERS, show_label=False
+        ),
         additional_inputs=[
             choose_model(handlers, LANGUAGE, "assistant"),
             gr.Slider(0, 2, value=0.7, step=0.05, label="Temperature"),
@@ -159,7 +162,13 @@ def complete_tab(handlers: Handlers) -> None:
         with gr.Column(scale=2):
             text = gr.Textbox(label="Text", lines=8, buttons=["copy"], elem_id="completion")
             note = gr.Textbox(label="Note", max_lines=2)
-            tokens = gr.HighlightedText(label="How sure it was of each token (darker: surer)", interactive=False)
+            tokens = gr.HighlightedText(
+                label="How sure it was of each token",
+                color_map=BANDS,
+                show_legend=True,
+                show_inline_category=False,
+                interactive=False,
+            )
             clicked = gr.Textbox("Click a token above.", label="Alternatives", max_lines=1)
             table = gr.Dataframe(
                 headers=["token", "the model's probability", "chance to be drawn", ""],

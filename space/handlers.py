@@ -10,7 +10,7 @@ from classifier import classify_rows, explain, read_texts, write_results
 from generation import NEXT_TURN, Sampling, chat_prompt, write_text
 from limits import check_input, in_one_sentence
 from models import Checkpoints
-from views import alternatives_table, attention_figure, grow_cache, lens_table, next_token_figure, token_table
+from views import alternatives_table, attention_figure, band, grow_cache, lens_table, next_token_figure, token_table
 
 from scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification
 from scratch_gpt2.inspection import show_token
@@ -67,7 +67,7 @@ class Handlers:
         if prompt[-1].isspace():
             notes.append("The prompt ends with a space: GPT-2's words bring their own, so it writes better without.")
         for text, steps in seldom(write_text(model, tokenizer, ids[-most:], sampling), SECONDS_BETWEEN_UPDATES):
-            coloured = [(show_token(tokenizer, step.token), round(step.probability, 4)) for step in steps]
+            coloured = [(show_token(tokenizer, step.token), band(step.probability)) for step in steps]
             yield prompt + text, coloured, (name, steps), " ".join(notes)
 
     @in_one_sentence

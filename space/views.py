@@ -123,6 +123,15 @@ def cache_figure(prompt_length: int, kilobytes: list[float]) -> go.Figure:
     return figure.update_layout(**QUIET, height=320, title="Keys and values in memory")
 
 
+# HighlightedText sends a click only for tokens that have a category, not for those that have a number.
+BANDS = {"over 75%": "#1f5fbf", "25% to 75%": "#5f9fdf", "5% to 25%": "#dfaf5f", "under 5%": "#df5f5f"}
+
+
+def band(probability: float) -> str:
+    """How sure the model was of a token: one of BANDS."""
+    return list(BANDS)[sum(probability < limit for limit in (0.75, 0.25, 0.05))]
+
+
 def alternatives_table(tokenizer, step) -> list[list[str]]:
     """Rows (token, the model's probability, chance to be drawn) of one step; the token that was drawn is marked."""
     rows = [(i, p, chance) for i, p, chance in step.alternatives]

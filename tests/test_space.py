@@ -259,6 +259,12 @@ def test_a_click_shows_the_alternatives(desk):
     assert sum(row[3] == "drawn" for row in rows) == 1 and len(rows) >= 8
 
 
+def test_bands_of_probability():
+    assert [views.band(p) for p in (1.0, 0.75, 0.74, 0.25, 0.05, 0.04)] == [
+        "over 75%", "over 75%", "25% to 75%", "25% to 75%", "5% to 25%", "under 5%",
+    ]  # fmt: skip
+
+
 def refused(call) -> str:
     with pytest.raises(gr.Error) as error:
         result = call()

@@ -113,7 +113,7 @@ def test_chat_streams_stops_retries_and_shows_text_as_text(page, slow_steps):
     page.locator("button.stop-button, .stop-button").first.click()
     wait_until(lambda: stands_still(slow_steps))
     assert len(slow_steps) < 110
-    assert "<script>" in page.locator(".user.message, .message.user").last.inner_text()
+    assert "<script>" in page.locator('[data-testid="user"]').last.inner_text()
     count = len(slow_steps)
     page.get_by_label("Retry").first.click()
     wait_until(lambda: len(slow_steps) > count)
@@ -138,7 +138,7 @@ def test_complete_streams_stops_and_shows_alternatives(page, slow_steps):
     page.get_by_role("button", name="Stop", exact=True).click()
     wait_until(lambda: stands_still(slow_steps))
     assert len(slow_steps) < 110 and text.input_value().startswith("Once upon a time")
-    page.locator(".textspan, .text-container span").nth(2).click()
+    page.locator(".textfield .token").nth(2).click()
     title = page.get_by_label("Alternatives")
     wait_until(lambda: "had a probability of" in title.input_value())
     keep(page, "complete")
