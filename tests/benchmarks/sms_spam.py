@@ -8,6 +8,9 @@ regression on the same splits.
 Settings: `balanced` is the tutorials' (747 messages of either kind, duplicates kept), `full` all messages without
 duplicates. Each seed makes a split of its own (70/10/20), draws its own head and its own order of batches. The epoch
 with the lowest validation loss is tested, once. Everything runs in one process.
+
+`--adapt_epochs` first trains the base as a language model on the training messages of the split, and on no others
+(ULMFiT's second stage, Howard and Ruder 2018, arXiv:1801.06146, section 3.2).
 """
 
 import argparse
@@ -23,6 +26,34 @@ METRICS = ("accuracy", "precision", "recall", "f1", "roc_auc")
 SETTINGS = {"balanced": {"balance_labels": True, "keep_duplicates": True}, "full": {}}
 
 
+def adapt(texts: list[str], args, seed: int, folder: str) -> str:
+    """Folder with the base after `args.adapt_epochs` epochs of language modelling on `texts`, each by itself."""
+    from transformers import Trainer, TrainingArguments, set_seed
+
+    from scratch_gpt2 import load_tokenizer
+    from scratch_gpt2.data.collators import PackingCollator, pack
+    from scratch_gpt2.training.arguments import TRAINER_DEFAULTS
+    from scratch_gpt2.training.pretraining import model_to_continue
+
+    set_seed(seed)
+    tokenizer = load_tokenizer(args.model)
+    encoded = tokenizer(texts, split_special_tokens=True, verbose=False)["input_ids"]
+    documents = [[*ids[: args.max_length], tokenizer.eos_token_id] for ids in encoded]
+    options = {"report_to": "none", "disable_tqdm": True, "seed": seed, "num_train_epochs": args.adapt_epochs}
+    options |= {"learning_rate": args.adapt_learning_rate, "lr_scheduler_type": "cosine", "warmup_steps": 0.1}
+    options |= {"eval_strategy": "no", "save_strategy": "no", "logging_strategy": "no", "weight_decay": 0.1}
+    trainer = Trainer(
+        model_to_continue(args.model),
+        TrainingArguments(folder, **TRAINER_DEFAULTS | options, per_device_train_batch_size=4),
+        train_dataset=pack([{"input_ids": ids, "labels": ids} for ids in documents], 512),
+        data_collator=PackingCollator(tokenizer.pad_token_id),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model(folder)
+    return folder
+
+
 def train_gpt2(data, args, seed: int, folder: str) -> dict:
     from transformers import TrainingArguments, set_seed
 
@@ -33,9 +64,12 @@ def train_gpt2(data, args, seed: int, folder: str) -> dict:
     from scratch_gpt2.training.freezing import train_only
     from scratch_gpt2.training.trunk_cache import CACHED_PARTS
 
+    base = args.model
+    if args.adapt_epochs:
+        base = adapt([row["text"] for row in data.splits["train"]], args, seed, str(Path(folder, "adapted")))
     set_seed(seed)
-    tokenizer = load_tokenizer(args.model)
-    model = load_classifier(args.model, data.label_names, tokenizer, args.dropout)
+    tokenizer = load_tokenizer(base)
+    model = load_classifier(base, data.label_names, tokenizer, args.dropout)
     splits = {
         name: encode_rows(rows, tokenizer, model.config.label2id, args.max_length)[0]
         for name, rows in data.splits.items()
@@ -51,6 +85,10 @@ def train_gpt2(data, args, seed: int, folder: str) -> dict:
     cached_part = args.train if args.train in CACHED_PARTS else None
     trainer = make_trainer(model, arguments, tokenizer, splits, cached_part, Path(folder, "states"))
     trainer.train()
+    for entry in trainer.state.log_history:
+        if "eval_loss" in entry:
+            numbers = " ".join(f"{name} {entry[f'eval_{name}']:.4f}" for name in ("loss", "accuracy", "f1"))
+            print(f"  epoch {entry['epoch']:.0f}, validation: {numbers}", file=sys.stderr)
     metrics = trainer.predict(trainer.test_rows).metrics
     return {name: metrics[f"test_{name}"] for name in METRICS}
 
@@ -93,7 +131,7 @@ def measure(args, setting: str) -> dict[str, list[dict]]:
 
     rows = read_labelled_text(args.sms)
     results = {"gpt2": [], "tfidf": []}
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         start = time.perf_counter()
         data = prepare(rows, args.sms, seed, unescape_entities=True, **SETTINGS[setting])
         results["tfidf"].append(train_tfidf(data))
@@ -119,6 +157,9 @@ def main():
     parser.add_argument("--learning_rate", type=float, help="by default examples/classify.py's")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--adapt_epochs", type=float, default=0, help="of language modelling on the messages before")
+    parser.add_argument("--adapt_learning_rate", type=float, default=1e-3)
+    parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--threads", type=int, help="of PyTorch; by default all cores")
     parser.add_argument("--json", help="file for the results of every seed")
