@@ -10,6 +10,7 @@ from transformers import (
 )
 
 from .configuration_scratch_gpt2 import ScratchGPT2Config
+from .inference import optimize_for_inference, restore_from_inference
 from .modeling_scratch_gpt2 import (
     ScratchGPT2DoubleHeadsModel,
     ScratchGPT2ForCausalLM,
@@ -37,6 +38,10 @@ __all__ = [
     "load_tokenizer",
     "train_tokenizer",
 ]
+
+# Methods of all our models, and no part of the code that travels with a checkpoint.
+ScratchGPT2PreTrainedModel.optimize_for_inference = optimize_for_inference  # type: ignore[attr-defined]
+ScratchGPT2PreTrainedModel.restore_from_inference = restore_from_inference  # type: ignore[attr-defined]
 
 # `register` makes a class known to its Auto class in this process; `register_for_auto_class` makes `save_pretrained`
 # copy the code beside the weights, so that a process without this package can load them with `trust_remote_code=True`.

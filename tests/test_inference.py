@@ -1,0 +1,207 @@
+"""A model optimized for inference: the same numbers, the same text, and back again."""
+
+import pytest
+import torch
+from model_fixtures import fill, random_ids, relative_error, tiny_config, tiny_model, twins
+from transformers import AutoModelForCausalLM, pipeline
+
+from scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification, export_gpt2
+from scratch_gpt2.inference import PackedLinear
+
+OPTIONS = [None, "int8"]
+
+
+def linears(model):
+    return [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+
+
+@pytest.mark.parametrize("rows, length", [(1, 1), (1, 7), (4, 1), (4, 7)])
+@torch.no_grad()
+def test_float32_logits_are_those_of_transformers(rows, length):
+    reference, model = twins()
+    ids = random_ids(rows, length)
+    assert model.optimize_for_inference() is model
+    assert all(isinstance(linear, PackedLinear) for linear in linears(model))
+    assert relative_error(model(ids).logits, reference(ids).logits) < 1e-5
+    assert relative_error(model(ids, logits_to_keep=1).logits, reference(ids).logits[:, -1:]) < 1e-5
+
+
+@torch.no_grad()
+def test_int8_multiplies_as_by_hand():
+    """Scales 0.5 and 1 make the weights whole numbers; the input's 127 steps from 0 to 127 are whole numbers too."""
+    model = tiny_model().optimize_for_inference("int8")
+    layer = model.model.layers[0].attn.q_proj
+    weight = torch.zeros(24, 24)
+    weight[0, :3] = torch.tensor([63.5, -1.0, 0.5])
+    weight[1, :3] = torch.tensor([2.0, 127.0, -4.0])
+    model.restore_from_inference()
+    layer.weight.copy_(weight)
+    layer.bias.fill_(0.25)
+    model.optimize_for_inference("int8")
+    inputs = torch.zeros(1, 24)
+    inputs[0, :3] = torch.tensor([1.0, 127.0, 10.0])
+    # 63.5 - 127 + 5 + 0.25 and 2 + 127 * 127 - 40 + 0.25
+    assert layer(inputs)[0, :3].tolist() == pytest.approx([-58.25, 16091.25, 0.25], abs=1e-3)
+    both = layer(torch.cat([inputs, inputs / 1000]))
+    assert both[1, :3].tolist() == pytest.approx([0.1915, 16.34125, 0.25], abs=1e-3)
+
+
+@torch.no_grad()
+def test_int8_logits_are_near():
+    reference, model = twins()
+    ids = random_ids(4, 20)
+    error = relative_error(model.optimize_for_inference("int8")(ids).logits, reference(ids).logits)
+    assert 1e-4 < error < 0.05
+
+
+@torch.no_grad()
+def test_int8_rows_do_not_disturb_each_other():
+    model = tiny_model().optimize_for_inference("int8")
+    layer = model.model.layers[0].mlp.up_proj
+    rows = torch.randn(2, 24, generator=torch.Generator().manual_seed(0))
+    rows[0] *= 1000
+    alone, together = layer(rows[1:]), layer(rows)[1:]
+    assert relative_error(together, alone) < 0.02
+
+
+@pytest.mark.parametrize("strategy", [{}, {"num_beams": 3}, {"use_cache": False}])
+def test_generates_the_same_tokens(strategy):
+    model, ids = tiny_model(), random_ids(3, 6)
+    options = {"max_new_tokens": 15, "min_new_tokens": 15, "do_sample": False, **strategy}
+    expected = model.generate(ids, **options)
+    assert torch.equal(model.optimize_for_inference().generate(ids, **options), expected)
+    assert torch.equal(model.restore_from_inference().generate(ids, **options), expected)
+
+
+def test_pipeline_writes_the_same_text(tiny_tokenizer):
+    model = tiny_model(vocab_size=len(tiny_tokenizer))
+    options = {"max_new_tokens": 10, "do_sample": False}
+    expected = pipeline("text-generation", model, tokenizer=tiny_tokenizer)("The cat", **options)
+    optimized = pipeline("text-generation", model.optimize_for_inference(), tokenizer=tiny_tokenizer)
+    assert optimized("The cat", **options) == expected
+
+
+@pytest.mark.parametrize("weights", OPTIONS)
+def test_restoring_gives_back_the_same_parameters(weights):
+    model = tiny_model()
+    model.model.embed_positions.weight.requires_grad_(False)
+    parameters = dict(model.named_parameters())
+    numbers = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    model.optimize_for_inference(weights)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert model.restore_from_inference() is model
+    assert all(type(linear) is torch.nn.Linear for linear in linears(model))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    for name, parameter in model.named_parameters():
+        assert parameter is parameters[name]
+        assert torch.equal(parameter, numbers[name])
+        assert parameter.requires_grad == (name != "model.embed_positions.weight")
+    model.train()(random_ids(1, 5), labels=random_ids(1, 5)).loss.backward()
+    assert model.model.layers[0].attn.q_proj.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("weights", OPTIONS)
+def test_saves_the_weights_of_the_model(weights, tmp_path):
+    model = tiny_model()
+    expected = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.save_pretrained(tmp_path / "before")
+    model.optimize_for_inference(weights).save_pretrained(tmp_path / "after")
+    files = [tmp_path / part / "model.safetensors" for part in ("before", "after")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    export_gpt2(model, tmp_path / "gpt2")
+    for folder in ("after", "gpt2"):
+        loaded = ScratchGPT2ForCausalLM.from_pretrained(tmp_path / folder).state_dict()
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+
+
+def test_only_what_is_shared_is_kept_twice():
+    model = tiny_model().optimize_for_inference()
+    kept = [linear for linear in linears(model) if linear.weight.numel()]
+    assert kept == [model.lm_head]
+    untied = tiny_model(tie_word_embeddings=False).optimize_for_inference()
+    assert not any(linear.weight.numel() for linear in linears(untied))
+
+
+@torch.no_grad()
+def test_other_heads():
+    model = fill(ScratchGPT2ForSequenceClassification(tiny_config(num_labels=3))).eval()
+    ids, mask = random_ids(2, 8), torch.ones(2, 8, dtype=torch.long)
+    expected = model(ids, attention_mask=mask).logits
+    assert relative_error(model.optimize_for_inference()(ids, attention_mask=mask).logits, expected) < 1e-5
+
+
+def test_bfloat16_where_the_cpu_computes_it(monkeypatch):
+    from scratch_gpt2.training import arguments
+
+    model, ids = tiny_model().to(torch.bfloat16), random_ids(2, 5)
+    monkeypatch.setattr(arguments, "cpu_computes_bfloat16", lambda: False)
+    with pytest.raises(ValueError, match=r"^This CPU does not compute bfloat16: load .* dtype=torch.float32\.$"):
+        model.optimize_for_inference()
+    monkeypatch.undo()
+    if not arguments.cpu_computes_bfloat16():
+        pytest.skip("this CPU does not compute bfloat16")
+    with torch.no_grad():
+        expected = model(ids).logits
+        assert relative_error(model.optimize_for_inference()(ids).logits, expected) < 0.02
+
+
+def with_adapter():
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(tiny_model(), LoraConfig(target_modules="all-linear")).eval()
+
+
+@pytest.mark.parametrize(
+    "make, weights, message",
+    [
+        (lambda: tiny_model().train(), None, "Call model.eval() first"),
+        (lambda: tiny_model().optimize_for_inference(), None, "is optimized for inference already"),
+        (tiny_model, "int4", "weights='int4' is unknown"),
+        (with_adapter, None, "Merge the adapter first (merge_and_unload)"),
+        (lambda: tiny_model().half(), None, "The weights are torch.float16: load the model with dtype=torch.float32."),
+        (lambda: tiny_model().bfloat16(), "int8", "The weights are torch.bfloat16: load"),
+        (lambda: tiny_model().to("meta"), None, "The model is on meta"),
+    ],
+)
+def test_refuses_in_one_sentence(make, weights, message):
+    model = make()
+    with pytest.raises(ValueError) as caught:
+        model.optimize_for_inference(weights)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_merged_adapters_are_optimized():
+    model = with_adapter().merge_and_unload()
+    ids = random_ids(1, 5)
+    with torch.no_grad():
+        expected = model(ids).logits
+        assert relative_error(model.optimize_for_inference()(ids).logits, expected) < 1e-5
+
+
+@pytest.mark.parametrize("weights", OPTIONS)
+def test_an_optimized_model_does_not_learn_or_change(weights):
+    model, ids = tiny_model().optimize_for_inference(weights), random_ids(1, 5)
+    embeds = torch.zeros(1, 5, 24, requires_grad=True)
+    state_dict = {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items()}
+    expected = model(ids).logits
+    for misuse in (
+        lambda: model.train()(ids),
+        lambda: model.eval()(inputs_embeds=embeds),
+        lambda: model.load_state_dict(state_dict),
+        lambda: model.double()(ids),
+    ):
+        with pytest.raises(ValueError, match=r"^Call model\.restore_from_inference\(\) first: .*\.$"):
+            misuse()
+        model.eval().float()
+        assert torch.equal(model(ids).logits, expected)
+    with pytest.raises(ValueError, match="not optimized for inference; there is nothing to restore"):
+        model.restore_from_inference().restore_from_inference()
+    model.load_state_dict(state_dict)
+    assert model(ids).logits.abs().max() == 0
+
+
+def test_what_is_saved_is_loaded_by_the_auto_class_and_optimized(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path).optimize_for_inference()
+    assert isinstance(model.lm_head, PackedLinear)
