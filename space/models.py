@@ -55,11 +55,15 @@ class Checkpoints:
         names = [name for name in EMBEDDED if not (self.embedded / name).is_dir()]
         if not names:
             return None
-        return f"The folder {self.embedded} lacks the embedded models {', '.join(names)}; choose other models by hand."
+        return (
+            f"The folder {self.embedded} lacks the embedded models {', '.join(names)}: start with --checkpoints and a "
+            "folder that holds them, or choose other models on the page."
+        )
 
     def choices(self, model_class: type) -> list[str]:
         """Names to offer for `model_class`."""
         names = [name for name, its_class in EMBEDDED.items() if its_class is model_class]
+        names = [name for name in names if (self.embedded / name).is_dir()]
         if self.local is None or not self.local.is_dir():
             return names
         folders = sorted(path.parent for path in self.local.glob("*/config.json"))
@@ -75,12 +79,13 @@ class Checkpoints:
         Raises FileNotFoundError for a model that is not there or may not be looked for, and ValueError for one that
         is not a GPT-2, too large or damaged.
         """
-        name, key = str(name).strip(), (str(name).strip(), model_class)
+        name = str(name or "").strip()
+        key = (name, model_class)
         if key in self.loaded:
             return self.loaded[key]
         with self.lock:
             if key not in self.loaded:
-                loaded = read(self.find(name), model_class, self.embedded)
+                loaded = read(self.find(name), model_class)
                 others = [other for other in self.loaded if other[0] not in EMBEDDED]
                 if name not in EMBEDDED and len(others) >= OTHERS_IN_MEMORY:
                     del self.loaded[others[0]]
@@ -119,11 +124,11 @@ class Checkpoints:
         try:
             if constants.HF_HUB_OFFLINE:
                 return Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
-            info = HfApi().model_info(name, files_metadata=True, timeout=10)
-            sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-            check_size(name, sum(size for file, size in sizes.items() if file.endswith(".safetensors")))
+            revision = HfApi().model_info(name, timeout=10).sha
+            files = HfApi().list_repo_tree(name, recursive=True, revision=revision)
+            check_size(name, sum(file.size for file in files if file.path.endswith(".safetensors")))
             self.downloaded.add(name)
-            return Path(snapshot_download(name, revision=info.sha, allow_patterns=HUB_FILES))
+            return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
         except ValueError:
             raise
         except Exception as error:  # httpx's, huggingface_hub's and the system's
@@ -133,26 +138,48 @@ class Checkpoints:
             ) from error
 
 
-def read(folder: Path, model_class: type, embedded: Path) -> Loaded:
-    """The model of a folder, or of an adapter's folder whose base is the embedded one."""
+def read(folder: Path, model_class: type) -> Loaded:
+    """The model of a folder; for a PEFT adapter its base with the adapter merged into it: a plain model."""
     if (folder / "adapter_config.json").is_file():
-        return read_adapter(folder, model_class, embedded / "base")
+        return read_adapter(folder, model_class)
     check_checkpoint(folder, model_class)
     model = model_class.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     return for_inference(model), tokenizer_of(folder)
 
 
-def read_adapter(folder: Path, model_class: type, base: Path) -> Loaded:
+def read_adapter(folder: Path, model_class: type) -> Loaded:
     from peft import PeftModel
 
-    if not (folder / "adapter_model.safetensors").is_file() or not (base / "config.json").is_file():
-        raise FileNotFoundError(f"The adapter {folder.name!r} needs adapter_model.safetensors and the embedded base.")
-    check_checkpoint(base, ScratchGPT2ForCausalLM)
-    config_folder = folder if (folder / "config.json").is_file() else base
-    config = ScratchGPT2Config.from_pretrained(config_folder)
+    base = check_adapter(folder, model_class)
+    config = ScratchGPT2Config.from_pretrained(folder if (folder / "config.json").is_file() else base)
     model = model_class.from_pretrained(base, config=config, dtype=torch.float32, use_safetensors=True)
-    model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    try:
+        model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+    except RuntimeError:  # sizes that differ
+        raise ValueError(f"The adapter {folder.name!r} does not fit its base {base.name!r}.") from None
     return for_inference(model), tokenizer_of(folder if (folder / "tokenizer.json").is_file() else base)
+
+
+def check_adapter(folder: Path, model_class: type) -> Path:
+    """The folder of its base: beside the adapter, by the last part of `base_model_name_or_path`, never a download.
+
+    Raises ValueError for an adapter of another task or a classifier without its labels, and FileNotFoundError where
+    its weights or its base are missing.
+    """
+    adapter = read_json(folder / "adapter_config.json")
+    is_classifier = model_class is ScratchGPT2ForSequenceClassification
+    task = "SEQ_CLS" if is_classifier else "CAUSAL_LM"
+    if adapter.get("task_type") != task:
+        raise ValueError(f"The adapter {folder.name!r} has task_type {adapter.get('task_type')!r}; {task} is needed.")
+    if is_classifier and not (folder / "config.json").is_file():
+        raise ValueError(f"The adapter {folder.name!r} needs a config.json with its labels beside it.")
+    base = folder.parent / Path(str(adapter.get("base_model_name_or_path"))).name
+    if not (folder / "adapter_model.safetensors").is_file() or not (base / "config.json").is_file():
+        raise FileNotFoundError(
+            f"The adapter {folder.name!r} needs adapter_model.safetensors, and its base {base.name!r} beside it."
+        )
+    check_checkpoint(base, ScratchGPT2ForCausalLM)
+    return base
 
 
 def for_inference(model: PreTrainedModel) -> PreTrainedModel:

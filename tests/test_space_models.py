@@ -1,0 +1,189 @@
+"""Which models the Space loads: embedded ones, adapters, those of one folder, the Hub's; and which it refuses."""
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("gradio", reason="the Space needs pip install '.[space]'")
+
+from hub_server import LoopbackHub, Repository
+from peft import PeftModel
+from test_space import CLASSIFIER, LANGUAGE, SENTENCE, handlers, models, save_untrained
+
+from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
+from scratch_gpt2.training.adapters import add_lora
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_tokenizer) -> Path:
+    return save_untrained(tmp_path_factory.mktemp("embedded"), tiny_tokenizer)
+
+
+def test_local_models_stay_below_their_folder(folder, tmp_path):
+    inside, outside = tmp_path / "models", tmp_path / "secret"
+    inside.mkdir()
+    for target in (inside / "mine", outside):
+        target.mkdir()
+        for file in (folder / "base").iterdir():
+            (target / file.name).write_bytes(file.read_bytes())
+    (inside / "link").symlink_to(outside)
+    local = models.Checkpoints(folder, inside)
+    assert local.choices(LANGUAGE)[:3] == ["base", "assistant", "folder: link"]
+    assert local.choices(CLASSIFIER) == ["spam"]
+    local.load("folder: mine", LANGUAGE)
+    for name in ("../secret", "link", str(outside), ".", "", "mine/../../secret", "a\0b", "nothing"):
+        with pytest.raises(FileNotFoundError, match="There is no folder"):
+            local.load(f"folder: {name}", LANGUAGE)
+    for name in ("../secret", str(outside), "a b", "x/y/z", "", "a\nb"):
+        with pytest.raises(FileNotFoundError, match="is no model; choose one of the list"):
+            local.load(name, LANGUAGE)
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        models.Checkpoints(folder).load("folder: mine", LANGUAGE)
+
+
+@pytest.fixture
+def adapters(folder, tmp_path, tiny_tokenizer):
+    """The base beside adapters as they are trained, from a path that is not there any more."""
+    shutil.copytree(folder / "base", tmp_path / "base")
+    for name, task_type in (("assistant", "CAUSAL_LM"), ("spam", "SEQ_CLS")):
+        model_class = models.EMBEDDED[name]
+        config = ScratchGPT2Config.from_pretrained(folder / name)
+        model = add_lora(model_class.from_pretrained(tmp_path / "base", config=config), task_type, rank=2, alpha=4)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.1)
+        model.peft_config["default"].base_model_name_or_path = "/elsewhere/runs/base"
+        model.to(torch.bfloat16).save_pretrained(tmp_path / name)
+    config.save_pretrained(tmp_path / "spam")
+    return tmp_path
+
+
+def test_adapters_are_merged_into_the_base_beside_them(adapters, monkeypatch):
+    def no_network(*arguments):
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", no_network)
+    checkpoints = models.Checkpoints(adapters)
+    base, tokenizer = checkpoints.load("base", LANGUAGE)
+    ids = torch.tensor([tokenizer(SENTENCE)["input_ids"]])
+    for name, model_class in (("assistant", LANGUAGE), ("spam", CLASSIFIER)):
+        model, _ = checkpoints.load(name, model_class)
+        assert type(model) is model_class and model.dtype == torch.float32 and not model.training
+        config = model.config if model_class is CLASSIFIER else base.config
+        plain = model_class.from_pretrained(adapters / "base", config=config)
+        unmerged = PeftModel.from_pretrained(plain, adapters / name).eval()
+        torch.testing.assert_close(model(ids).logits, unmerged(ids).logits, rtol=1e-4, atol=1e-5)
+        states = [part.base_model(ids).last_hidden_state for part in (model, base)]
+        assert not torch.allclose(*states, atol=1e-3)
+    desk = handlers.Handlers(checkpoints)
+    *_, (answer, _) = desk.chat("the cat?", [], "assistant", 0.7, 0.9, 5)
+    assert answer
+    assert set(desk.classify("spam", SENTENCE)[0]) == {"ham", "spam"}
+
+
+def test_an_adapter_that_does_not_fit_is_refused(adapters):
+    def message(name, model_class) -> str:
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            models.Checkpoints(adapters).load(name, model_class)
+        return str(error.value)
+
+    expected = "The adapter 'spam' has task_type 'SEQ_CLS'; CAUSAL_LM is needed."
+    assert message("spam", LANGUAGE) == expected
+    assert message("assistant", CLASSIFIER) == "The adapter 'assistant' has task_type 'CAUSAL_LM'; SEQ_CLS is needed."
+    (adapters / "spam" / "config.json").unlink()
+    assert message("spam", CLASSIFIER) == "The adapter 'spam' needs a config.json with its labels beside it."
+    config = ScratchGPT2Config.from_pretrained(adapters / "base")
+    config.n_embd = 16
+    ScratchGPT2ForCausalLM(config).save_pretrained(adapters / "base")
+    assert message("assistant", LANGUAGE) == "The adapter 'assistant' does not fit its base 'base'."
+    shutil.rmtree(adapters / "base")
+    expected = "The adapter 'assistant' needs adapter_model.safetensors, and its base 'base' beside it."
+    assert message("assistant", LANGUAGE) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "bert"}, "'mine' is no GPT-2 (its model_type is 'bert')."),
+        ({"n_layer": 10**6}, "'mine' has 12,288,025,664 parameters; at most 400,000,000 are loaded here."),
+    ],
+)
+def test_what_is_too_large_or_no_gpt2_is_not_loaded(folder, tmp_path, change, message):
+    target = tmp_path / "mine"
+    target.mkdir()
+    for file in (folder / "base").iterdir():
+        (target / file.name).write_bytes(file.read_bytes())
+    config = json.loads((target / "config.json").read_text()) | change
+    (target / "config.json").write_text(json.dumps(config))
+    local = models.Checkpoints(folder, tmp_path)
+    with pytest.raises(ValueError) as error:
+        local.load("folder: mine", LANGUAGE)
+    assert str(error.value) == message
+    with pytest.raises(ValueError, match="'base' is no classifier"):
+        local.load("base", CLASSIFIER)
+    (target / "model.safetensors").rename(target / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="'mine' holds no "):
+        local.load("folder: mine", LANGUAGE)
+
+
+def test_gpt2_has_as_many_parameters_as_published():
+    assert models.count_parameters({}) == 124_318_464  # 124,439,808 with biases and norms
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub on loopback, which the Space takes for the real one."""
+    with LoopbackHub(tokens={}) as hub:
+        settings = {"HF_HUB_OFFLINE": False, "ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache")}
+        for name, value in settings.items():
+            monkeypatch.setattr(models.constants, name, value)
+        yield hub
+
+
+def publish(hub, name: str, folder: Path, **more: bytes) -> None:
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    hub.repositories[name] = Repository(private=False)
+    hub.repositories[name].add_commit("a model", files | more)
+
+
+def downloads(hub) -> list[str]:
+    return [request for request in hub.requests if "/resolve/" in request]
+
+
+def test_a_model_of_the_hub_is_downloaded_without_its_code(hub, folder):
+    publish(hub, "alice/tiny", folder / "base", **{"evil.py": b"1 / 0", "pytorch_model.bin": b"x", "a/b.bin": b"x"})
+    checkpoints = models.Checkpoints(folder)
+    (model, _), (base, _) = (checkpoints.load(name, LANGUAGE) for name in ("alice/tiny", "base"))
+    assert torch.equal(model.lm_head.weight, base.lm_head.weight)
+    fetched = {request.rsplit("/")[-1] for request in downloads(hub)}
+    assert {"model.safetensors", "config.json", "tokenizer.json"} <= fetched
+    assert not [name for name in fetched if name.endswith((".py", ".bin"))]
+
+
+def test_downloads_are_bounded(hub, folder, monkeypatch):
+    for name in ("alice/one", "alice/two"):
+        publish(hub, name, folder / "base")
+    size = (folder / "base" / "model.safetensors").stat().st_size
+    publish(hub, "alice/split", folder / "base", **{"more/model.safetensors": b"x" * (3 * size)})
+    publish(hub, "alice/none", folder / "base", **{"model.safetensors": b""})
+    checkpoints = models.Checkpoints(folder)
+
+    def message(name) -> str:
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            checkpoints.load(name, LANGUAGE)
+        return str(error.value)
+
+    monkeypatch.setattr(models, "MAX_CHECKPOINT_BYTES", 2 * size)
+    monkeypatch.setattr(models, "MAX_DOWNLOADS", 1)
+    bounds = f"between 1 and {2 * size:,} are loaded here."
+    assert message("alice/split") == f"'alice/split' has {4 * size:,} bytes of safetensors; {bounds}"
+    assert message("alice/none") == f"'alice/none' has 0 bytes of safetensors; {bounds}"
+    assert "could not be had from the Hugging Face Hub" in message("alice/nothing")
+    assert downloads(hub) == []
+    checkpoints.load("alice/one", LANGUAGE)
+    assert message("alice/two") == "1 models have been downloaded since the start; choose one in the list."
+    checkpoints.load("alice/one", LANGUAGE)
