@@ -1,6 +1,7 @@
-# make demo    train a small GPT-2 on two CPU cores, load it again, let it write (about three minutes)
-# make test    lint, format check and all tests
-# Both install everything they need into .venv first. Another Python: make demo PYTHON=python3.12
+# make demo        start the Space in space/ and print its address: chat, complete, sort out spam, look inside
+# make quickstart  train a small GPT-2 on two CPU cores, load it again, let it write (about three minutes)
+# make test        lint, format check and all tests
+# All install everything they need into .venv first. Another Python: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +10,10 @@ INSTALLED := .venv/installed
 .PHONY: demo quickstart test lint install clean
 
 # Threads that wait asleep instead of spinning: faster where other programs use the cores too.
-demo quickstart: $(INSTALLED)
+demo: $(INSTALLED)
+	OMP_WAIT_POLICY=passive $(BIN)/python space/app.py
+
+quickstart: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/python examples/quickstart.py
 
 test: lint
