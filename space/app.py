@@ -14,7 +14,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio as gr
 import torch
 from handlers import CLASSIFIER, LANGUAGE, Handlers
-from limits import MAX_CHARACTERS, MAX_EXPLAINED_CHARACTERS, MAX_FILE_BYTES, MAX_NEW_TOKENS, MAX_ROWS
+from limits import MAX_CHARACTERS, MAX_EXPLAINED_CHARACTERS, MAX_FILE_BYTES, MAX_NEW_TOKENS, MAX_ROWS, shown_as_text
 from models import EMBEDDED_FOLDER, Checkpoints
 from transformers.utils import logging as transformers_logging
 from views import BANDS
@@ -107,9 +107,10 @@ def build(checkpoints: Checkpoints) -> gr.Blocks:
 
 
 def choose_model(handlers: Handlers, model_class: type, value: str) -> gr.Dropdown:
+    choices = handlers.checkpoints.choices(model_class)
     return gr.Dropdown(
-        handlers.checkpoints.choices(model_class),
-        value=value,
+        choices,
+        value=value if value in choices else next(iter(choices), None),
         label="Model",
         info="One of the list, or the Hub id of a GPT-2, such as openai-community/gpt2",
         allow_custom_value=True,
@@ -119,11 +120,17 @@ def choose_model(handlers: Handlers, model_class: type, value: str) -> gr.Dropdo
 def chat_tab(handlers: Handlers) -> None:
     gr.Markdown(CHAT)
     note = gr.Textbox(label="Note", render=False)
+    chatbot = gr.Chatbot(
+        render_markdown=False,
+        latex_delimiters=[],
+        height=420,
+        label="Conversation",
+        buttons=["copy", "copy_all"],
+    )
+    chatbot.postprocess = shown_as_text(chatbot.postprocess)
     gr.ChatInterface(
         handlers.chat,
-        chatbot=gr.Chatbot(
-            render_markdown=False, allow_tags=False, height=420, label="Conversation", buttons=["copy", "copy_all"]
-        ),
+        chatbot=chatbot,
         textbox=gr.Textbox(
             placeholder="Ask something", submit_btn=True, stop_btn=True, max_length=MAX_CHARACTERS, show_label=False
         ),
@@ -183,6 +190,8 @@ def complete_tab(handlers: Handlers) -> None:
         [model, prompt, temperature, top_k, top_p, penalty, length, seed, stop_at],
         [text, tokens, written, note],
         api_name="complete",
+        show_progress="minimal",
+        show_progress_on=note,  # over the tokens it sometimes stays after Stop, and takes their clicks
         **ONE_A_CORE,
     )
     stop.click(None, cancels=writing, api_visibility="private")

@@ -8,7 +8,7 @@ from pathlib import Path
 import gradio as gr
 from classifier import classify_rows, explain, read_texts, write_results
 from generation import NEXT_TURN, Sampling, chat_prompt, write_text
-from limits import check_input, in_one_sentence
+from limits import as_written, check_input, in_one_sentence
 from models import Checkpoints
 from views import alternatives_table, attention_figure, band, grow_cache, lens_table, next_token_figure, token_table
 
@@ -30,7 +30,7 @@ class Handlers:
     @in_one_sentence
     def chat(self, message, history, name, temperature, top_p, max_new_tokens) -> Iterator[tuple[str, str]]:
         """The answer so far, and a note where the beginning of the conversation no longer fits."""
-        check_input(message)
+        message = as_written(check_input(message))
         sampling = Sampling(
             temperature=temperature,
             top_p=top_p,
@@ -145,7 +145,7 @@ def plain_messages(history, eos_token: str) -> list[dict[str, str]]:
         content = entry["content"]
         if not isinstance(content, str):
             content = " ".join(part.get("text") or "" for part in content)
-        content = content.encode(errors="replace").decode().replace(eos_token, "")
+        content = as_written(content).encode(errors="replace").decode().replace(eos_token, "")
         messages.append({"role": entry["role"], "content": content})
     return messages
 

@@ -3,6 +3,7 @@
 import html
 import inspect
 import logging
+import re
 import traceback
 from contextlib import contextmanager
 from functools import wraps
@@ -17,6 +18,8 @@ MAX_NEW_TOKENS = 300
 MAX_FILE_BYTES = 1_000_000
 MAX_ROWS = 1_000
 
+WORD_JOINER = "\u2060"  # has no width
+
 logger = logging.getLogger(__name__)
 
 
@@ -27,6 +30,30 @@ def check_input(text: str, most: int = MAX_CHARACTERS) -> str:
     if len(text) > most:
         raise ValueError(f"The text has {len(text):,} characters, but at most {most:,} are read here; shorten it.")
     return check_text(text)
+
+
+def shown_as_text(postprocess):
+    """A chatbot's `postprocess` whose messages look as they were written: a Chatbot takes tags out of a message, and
+    reads `&lt;` as `<`, with Markdown switched off too.
+
+    With a word joiner behind it, `<` begins no tag and `&` no entity. Entities instead would show where a message is
+    edited, and come back from there.
+    """
+
+    @wraps(postprocess)
+    def marked(value):
+        shown = postprocess(value)
+        for message in shown.root:
+            for part in (part for part in message.content if part.type == "text"):
+                part.text = re.sub(r"<(?=[a-zA-Z/!?])|&(?=[a-zA-Z#])", rf"\g<0>{WORD_JOINER}", part.text)
+        return shown
+
+    return marked
+
+
+def as_written(text: str) -> str:
+    """A message from the page without the marks of `shown_as_text`."""
+    return re.sub(f"([<&]){WORD_JOINER}", r"\1", text)
 
 
 def in_one_sentence(function):

@@ -1,11 +1,14 @@
 """The Space without a browser: its functions, what visitors may send, and its server through Gradio's own client."""
 
 import csv
-import json
 import logging
+import os
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,19 +35,22 @@ SENTENCE = "The cat sat on the mat"
 SETTINGS = ("base", SENTENCE, 0.8, 50, 0.95, 1.1, 20, 0, "")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_tokenizer) -> Path:
-    """base, assistant and spam, untrained."""
-    folder = tmp_path_factory.mktemp("embedded")
-    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tiny_tokenizer.eos_token_id)
+def save_untrained(folder: Path, tokenizer) -> Path:
+    """base, assistant and spam."""
+    special = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
     for seed, (name, model_class) in enumerate(models.EMBEDDED.items()):
         torch.manual_seed(seed)
-        config = ScratchGPT2Config(vocab_size=len(tiny_tokenizer), **SIZES, **special)
+        config = ScratchGPT2Config(vocab_size=len(tokenizer), **SIZES, **special)
         if model_class is CLASSIFIER:
             config.id2label, config.label2id = {0: "ham", 1: "spam"}, {"ham": 0, "spam": 1}
         model_class(config).save_pretrained(folder / name)
-        tiny_tokenizer.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_tokenizer) -> Path:
+    return save_untrained(tmp_path_factory.mktemp("embedded"), tiny_tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +168,11 @@ def test_the_note_tells_what_the_model_no_longer_sees(desk):
     assert answer and note.startswith("This model reads 512 tokens at once: it no longer sees the first ")
 
 
+def test_another_try_gives_another_answer(desk):
+    answers = {list(desk.chat("the cat?", [], "assistant", 2, 1, 20))[-1] for _ in range(2)}
+    assert len(answers) == 2
+
+
 def test_closing_the_generator_ends_the_writing(base, monkeypatch):
     model, tokenizer = base
     calls = []
@@ -259,10 +270,36 @@ def test_a_click_shows_the_alternatives(desk):
     assert sum(row[3] == "drawn" for row in rows) == 1 and len(rows) >= 8
 
 
+def test_a_chat_shows_tags_and_entities_as_text():
+    joiner = "\u2060"
+    chatbot = gr.Chatbot()
+    shown = limits.shown_as_text(chatbot.postprocess)
+    for text, marked in (
+        ("<b>x</b> <!-- y -->", f"<{joiner}b>x<{joiner}/b> <{joiner}!-- y -->"),
+        ("&lt; &#60; AT&T", f"&{joiner}lt; &{joiner}#60; AT&{joiner}T"),
+        ("1 < 2 && a > b <3", "1 < 2 && a > b <3"),
+    ):
+        value = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+        once = shown(value)
+        assert [message.content[0].text for message in once.root] == [marked, marked]
+        assert shown(chatbot.preprocess(once)) == once  # a message comes back and is shown again
+        assert limits.as_written(marked) == text
+        assert handlers.plain_messages(chatbot.preprocess(once), "<|endoftext|>") == value
+
+
 def test_bands_of_probability():
     assert [views.band(p) for p in (1.0, 0.75, 0.74, 0.25, 0.05, 0.04)] == [
         "over 75%", "over 75%", "25% to 75%", "25% to 75%", "5% to 25%", "under 5%",
     ]  # fmt: skip
+
+
+def model_choices(demo) -> list[dict]:
+    return [block.get_config() for block in demo.blocks.values() if getattr(block, "label", None) == "Model"]
+
+
+def test_every_tab_begins_with_its_own_model(checkpoints, tmp_path):
+    chosen = [choice["value"] for choice in model_choices(app.build(checkpoints))]
+    assert chosen == ["assistant", "base", "spam", "base"]  # Chat, Complete, Spam or not, Look inside
 
 
 def refused(call) -> str:
@@ -274,64 +311,21 @@ def refused(call) -> str:
     return error.value.message
 
 
-def test_local_models_stay_below_their_folder(folder, tmp_path):
-    inside, outside = tmp_path / "models", tmp_path / "secret"
-    inside.mkdir()
-    for target in (inside / "mine", outside):
-        target.mkdir()
-        for file in (folder / "base").iterdir():
-            (target / file.name).write_bytes(file.read_bytes())
-    (inside / "link").symlink_to(outside)
-    local = models.Checkpoints(folder, inside)
-    assert local.choices(LANGUAGE)[:3] == ["base", "assistant", "folder: link"]
-    assert local.choices(CLASSIFIER) == ["spam"]
-    local.load("folder: mine", LANGUAGE)
-    for name in ("../secret", "link", str(outside), ".", "", "mine/../../secret", "a\0b", "nothing"):
-        with pytest.raises(FileNotFoundError, match="There is no folder"):
-            local.load(f"folder: {name}", LANGUAGE)
-    for name in ("../secret", str(outside), "a b", "x/y/z", "", "a\nb"):
-        with pytest.raises(FileNotFoundError, match="is no model; choose one of the list"):
-            local.load(name, LANGUAGE)
-    with pytest.raises(FileNotFoundError, match="There is no folder"):
-        models.Checkpoints(folder).load("folder: mine", LANGUAGE)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"model_type": "bert"}, "'mine' is no GPT-2 (its model_type is 'bert')."),
-        ({"n_layer": 10**6}, "'mine' has 12,288,025,664 parameters; at most 400,000,000 are loaded here."),
-    ],
-)
-def test_what_is_too_large_or_no_gpt2_is_not_loaded(folder, tmp_path, change, message):
-    target = tmp_path / "mine"
-    target.mkdir()
-    for file in (folder / "base").iterdir():
-        (target / file.name).write_bytes(file.read_bytes())
-    config = json.loads((target / "config.json").read_text()) | change
-    (target / "config.json").write_text(json.dumps(config))
-    local = models.Checkpoints(folder, tmp_path)
-    with pytest.raises(ValueError) as error:
-        local.load("folder: mine", LANGUAGE)
-    assert str(error.value) == message
-    with pytest.raises(ValueError, match="'base' is no classifier"):
-        local.load("base", CLASSIFIER)
-    (target / "model.safetensors").rename(target / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="'mine' holds no "):
-        local.load("folder: mine", LANGUAGE)
-
-
-def test_gpt2_has_as_many_parameters_as_published():
-    assert models.count_parameters({}) == 124_318_464  # 124,439,808 with biases and norms
-
-
-def test_what_is_missing_is_said_in_one_sentence(tmp_path, folder):
+def test_what_is_missing_is_said_in_one_sentence(tmp_path, folder, monkeypatch, capsys):
     assert models.Checkpoints(folder).missing() is None
-    assert models.Checkpoints(tmp_path).missing() == (
-        f"The folder {tmp_path} lacks the embedded models base, assistant, spam; choose other models by hand."
+    sentence = (
+        f"The folder {tmp_path} lacks the embedded models base, assistant, spam: start with --checkpoints and a "
+        "folder that holds them, or choose other models on the page."
     )
-    desk = handlers.Handlers(models.Checkpoints(tmp_path))
+    monkeypatch.setattr(app, "build", lambda checkpoints: SimpleNamespace(launch=lambda **options: None))
+    monkeypatch.setattr(sys, "argv", ["app.py", "--checkpoints", str(tmp_path)])
+    app.main()
+    assert capsys.readouterr().out == sentence + "\n"
+    checkpoints = models.Checkpoints(tmp_path)
+    assert checkpoints.choices(LANGUAGE) == checkpoints.choices(CLASSIFIER) == []
+    desk = handlers.Handlers(checkpoints)
     assert "choose another" in refused(lambda: desk.complete(*SETTINGS))
+    assert "choose one of the list" in refused(lambda: desk.complete(None, *SETTINGS[1:]))
     assert "could not be had from the Hugging Face Hub" in refused(lambda: desk.complete("no/such", *SETTINGS[1:]))
 
 
@@ -441,6 +435,17 @@ def test_work_is_shared_by_one_queue(checkpoints):
     names = {f.api_name for f in working}
     assert {"chat", "complete", "classify", "classify_file", "attention", "cache"} <= names
     assert {f.concurrency_limit for f in working} == {app.CORES}
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
+@pytest.mark.parametrize(("target", "script"), [("demo", "space/app.py"), ("quickstart", "examples/quickstart.py")])
+def test_make_starts_what_it_says(target, script):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    command = ["make", "--dry-run", target]
+    done = subprocess.run(
+        command, cwd=deploy.SPACE.parent, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1].endswith(f".venv/bin/python {script}")
 
 
 def test_what_is_uploaded_to_a_space():
