@@ -71,6 +71,8 @@ def crowd(address: str, arguments) -> None:
         visitor.join()
     print(f"{arguments.visitors} visitors, {arguments.seconds:.0f} s, {arguments.tokens} tokens a text")
     print(f"texts {len(times)}, dropped {len(dropped)} {' '.join(sorted(set(dropped)))}".rstrip())
+    if not times:
+        raise RuntimeError("No visitor has got a text.")
     for name, values in zip(("first", "total"), zip(*times, strict=True), strict=True):
         values = sorted(values)
         late = values[int(0.95 * (len(values) - 1))]
