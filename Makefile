@@ -1,13 +1,14 @@
 # make demo        start the Space in space/ and print its address: chat, complete, sort out spam, look inside
 # make quickstart  train a small GPT-2 on two CPU cores, load it again, let it write (about three minutes)
 # make test        lint, format check and all tests
+# make bench       one table of speed beside other GPT-2s, less than ten minutes on two idle cores
 # All install everything they need into .venv first. Another Python: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo quickstart test lint install clean
+.PHONY: demo quickstart test bench lint install clean
 
 # Threads that wait asleep instead of spinning: faster where other programs use the cores too.
 demo: $(INSTALLED)
@@ -18,6 +19,9 @@ quickstart: $(INSTALLED)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+bench: $(INSTALLED)
+	OMP_WAIT_POLICY=passive $(BIN)/python tests/benchmarks/run_all.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,0 +1,136 @@
+"""How time and memory grow with the length of the text: GPT-2 124M beside transformers' GPT-2, drawn and as numbers.
+
+    python tests/benchmarks/growth.py --output growth.png
+    python tests/benchmarks/growth.py --lengths 128 256 512 --new_tokens 1 64 256 --rounds 3 --json
+
+Two questions, in float32, with the same random weights: what does a training step (forward, backward, AdamW) on one
+row of T tokens take, and what does it take to write N tokens greedily? Each model and length has a process of its own,
+in turns; the losses and the tokens must agree, or the work was not the same. Training memory is the most that the
+process held during the steps. `--output` draws the medians into a PNG file and writes them into a JSON file beside it.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from types import SimpleNamespace
+
+from train_step import TOLERANCE, load, peak_mb, reset_peak, train
+
+NAMES = ("transformers", "scratch_gpt2")
+KINDS = ("train", "decode")
+
+
+def measure(name: str, kind: str, size: int, weights: str) -> dict:
+    """One point of one curve, in this process."""
+    if kind == "decode":
+        return decode(name, size, weights)
+    result = train(name, SimpleNamespace(weights=weights, batch=1, length=size, dtype="float32", steps=2))
+    return {"seconds": statistics.median(result["seconds"]), "peak_mb": result["peak_mb"], "work": result["losses"]}
+
+
+def decode(name: str, new_tokens: int, weights: str) -> dict:
+    import torch
+
+    model = load(name, SimpleNamespace(weights=weights)).eval()
+    ids = torch.arange(8)[None]
+    options = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
+    model.generate(ids, max_new_tokens=2, **options)  # warms up
+    reset_peak("cpu")
+    start = time.perf_counter()
+    tokens = model.generate(ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens, **options)
+    return {"seconds": time.perf_counter() - start, "peak_mb": peak_mb("cpu"), "work": tokens[0].tolist()}
+
+
+def compare(args) -> list[dict]:
+    """One row for each kind, size and model, with medians over the rounds; raises where the work differs."""
+    from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+
+    from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
+
+    sizes = [("train", length) for length in args.lengths] + [("decode", count) for count in args.new_tokens]
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        set_seed(0)
+        GPT2LMHeadModel(GPT2Config(**PRESETS[args.preset])).save_pretrained(folder)
+        for kind, size in sizes:
+            runs = {name: [] for name in NAMES}
+            for _ in range(args.rounds):
+                for name, results in runs.items():
+                    command = [sys.executable, __file__, "--only", name, kind, str(size), folder]
+                    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+                    results.append(json.loads(output.splitlines()[-1]))
+            check_same_work(kind, size, [run["work"] for results in runs.values() for run in results])
+            for name, results in runs.items():
+                medians = {key: statistics.median(run[key] for run in results) for key in ("seconds", "peak_mb")}
+                rows.append({"kind": kind, "size": size, "model": name, **medians})
+    return rows
+
+
+def check_same_work(kind: str, size: int, works: list[list]) -> None:
+    tolerance = TOLERANCE["float32"] if kind == "train" else 0
+    for work in works:
+        if any(abs(a - b) > tolerance * abs(b) for a, b in zip(work, works[0], strict=True)):
+            raise RuntimeError(f"The work of {kind} {size} differs: {work}, {works[0]}")
+
+
+def slopes(rows: list[dict]) -> dict[str, dict[str, float]]:
+    """Seconds that each further token adds, from the least squares line through the points of a curve."""
+    curves = {kind: {} for kind in KINDS}
+    for kind in KINDS:
+        for name in NAMES:
+            points = [(row["size"], row["seconds"]) for row in rows if (row["kind"], row["model"]) == (kind, name)]
+            if len(points) > 1:
+                curves[kind][name] = statistics.linear_regression(*zip(*points, strict=True)).slope
+    return curves
+
+
+def draw(rows: list[dict], path: str) -> None:
+    from scratch_gpt2.training.plots import new_figure, save_figure
+
+    figure = new_figure(figsize=(11, 3.5))
+    panels = (("train", "seconds", "training step, s"), ("train", "peak_mb", "training step, MB at most"))
+    panels += (("decode", "seconds", "writing, s"),)
+    for place, (kind, key, title) in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, 3, place, title=title, xlabel="tokens")
+        for name in NAMES:
+            points = [(row["size"], row[key]) for row in rows if (row["kind"], row["model"]) == (kind, name)]
+            axes.plot(*zip(*points, strict=True), label=name, marker="o", markersize=3)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    save_figure(figure, path, rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256, 512, 1024], help="tokens of a step")
+    parser.add_argument("--new_tokens", type=int, nargs="+", default=[1, 128, 512, 1000], help="tokens to write")
+    parser.add_argument("--preset", default="gpt2", help="which GPT-2: tiny, gpt2, gpt2-medium, ...")
+    parser.add_argument("--rounds", type=int, default=1, help="processes of each model and length")
+    parser.add_argument("--output", help="PNG file for the curves")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--only", nargs=4, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.only:
+        name, kind, size, weights = args.only
+        print(json.dumps(measure(name, kind, int(size), weights)))
+        return
+    rows = compare(args)
+    if args.output:
+        draw(rows, args.output)
+    if args.json:
+        print(json.dumps({"preset": args.preset, "rows": rows, "slopes": slopes(rows)}))
+        return
+    print(f"{'':<8}{'tokens':>7} {'model':<14}{'seconds':>9}{'peak MB':>9}")
+    for row in rows:
+        print(f"{row['kind']:<8}{row['size']:>7} {row['model']:<14}{row['seconds']:>9.3f}{row['peak_mb']:>9.0f}")
+    for kind, curve in slopes(rows).items():
+        print(f"{kind}: " + ", ".join(f"{name} {1000 * slope:.2f} ms a token" for name, slope in curve.items()))
+
+
+if __name__ == "__main__":
+    main()
