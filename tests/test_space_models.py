@@ -139,6 +139,7 @@ def hub(monkeypatch, tmp_path):
     """A Hub on loopback, which the Space takes for the real one."""
     with LoopbackHub(tokens={}) as hub:
         settings = {"HF_HUB_OFFLINE": False, "ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache")}
+        settings["HUGGINGFACE_CO_URL_TEMPLATE"] = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         for name, value in settings.items():
             monkeypatch.setattr(models.constants, name, value)
         yield hub
