@@ -217,11 +217,14 @@ def to_own_state_dict(tensors: Tensors, shapes: Shapes, origin: str, dtype=None,
             raise ValueError(f"{origin}: unknown key {gpt2_name!r}, as the configuration has fewer blocks.")
         elif own_name == "lm_head.weight":
             continue
+        # To transpose a part of a matrix takes PyTorch three times as long as to copy it and to transpose the copy.
         parts = tensor.chunk(3, dim=-1) if layout == FUSED else [tensor]
         for own_name, part in zip(own_names, parts, strict=True):
-            part = part if layout == SAME else part.t()  # leaves a bias as it is
-            # A copy, so that nothing keeps the file or the fused tensor in memory.
-            state_dict[own_name] = part.to(dtype or part.dtype, copy=True, memory_format=torch.contiguous_format)
+            # A copy, so that nothing keeps the file or the fused tensor in memory; made before the temporary one,
+            # which would otherwise leave a hole. Transposing leaves a bias as it is.
+            shape = part.shape if layout == SAME else part.shape[::-1]
+            state_dict[own_name] = torch.empty(shape, dtype=dtype or part.dtype, device=part.device)
+            state_dict[own_name].copy_(part if layout == SAME else part.contiguous().t())
     return state_dict
 
 
@@ -350,9 +353,12 @@ def read_tensors(file: str) -> Tensors:
     if not file.endswith(".safetensors"):
         yield from load_pickle(file).items()
         return
-    # "pread" copies from the file what is asked for; a memory map would count the whole file as used memory.
-    with reading(file), safe_open(file, framework="pt", backend="pread") as tensors:
-        for name in tensors.keys():  # noqa: SIM118 - not a dict
+    with reading(file), safe_open(file, framework="pt") as tensors:
+        # The largest first: while it is copied it is in memory twice.
+        names = sorted(tensors.keys(), key=lambda name: not name.endswith("wte.weight"))
+    for name in names:
+        # A memory map for each tensor: what has been read of a map counts as used memory until the map is closed.
+        with reading(file), safe_open(file, framework="pt") as tensors:
             yield name, tensors.get_tensor(name)
 
 
