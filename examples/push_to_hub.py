@@ -9,7 +9,8 @@
 tokenizer with chat template, generation configuration, plots and numbers, in one commit; data, checkpoints, optimizer
 states and training_args.bin stay here. The card is written from the run.json of the training script.
 
-Afterwards a process that cannot see this package loads the model by its id and has to compute the same outputs.
+Afterwards another process loads the model by its id and has to compute the same outputs. It cannot see this package,
+unless it needs the package for the base of an adapter.
 """
 
 import argparse
@@ -37,8 +38,9 @@ def main() -> None:
     parser = HfArgumentParser(Arguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     (arguments,) = parser.parse_args_into_dataclasses()
     if arguments.show:
-        print(model_card(arguments.folder, arguments.repo_id, arguments.license))
-        print("files:", ", ".join(["README.md", *files_to_push(arguments.folder, arguments.base)]))
+        files = files_to_push(arguments.folder, arguments.base)
+        print(model_card(arguments.folder, arguments.repo_id, arguments.license, arguments.base))
+        print("files:", ", ".join(["README.md", *files]))
         return
     commit = push(
         arguments.folder,
@@ -51,7 +53,7 @@ def main() -> None:
     repo_id = commit.repo_url.repo_id
     difference = check_pushed(arguments.folder, repo_id, commit.oid, arguments.base)
     print(f"pushed {constants.ENDPOINT}/{repo_id}, commit {commit.oid[:8]}")
-    print(f"loaded from there without the package: outputs differ by {difference:g}")
+    print(f"loaded from there: outputs differ by {difference:g}")
 
 
 if __name__ == "__main__":

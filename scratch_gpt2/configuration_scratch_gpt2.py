@@ -266,5 +266,6 @@ def check_size(fields: dict, files: list[str], origin: str) -> None:
     stored = sum(map(os.path.getsize, files))
     if parameters > max(2 * stored, FEW_WEIGHTS):
         raise ValueError(
-            f"The configuration of {origin} describes {parameters:,} weights, but its files have {stored:,} bytes."
+            f"The configuration of {origin} describes {parameters:,} weights, but its files have {stored:,} bytes: "
+            "one of them is damaged or of another model, so copy both again."
         )

@@ -30,6 +30,7 @@ from huggingface_hub import (
     ModelCardData,
     get_token,
 )
+from huggingface_hub.errors import LocalTokenNotFoundError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, TrainingArguments
 from transformers.trainer_utils import HubStrategy
@@ -65,7 +66,7 @@ TASKS = {
 }
 ELSEWHERE = ("feature-extraction", "AutoModel")
 # Fields of a run's arguments that say nothing about the model, or say something about the machine or its user.
-UNTOLD = r".*(token|dir|hub_|push_to|report_to|run_name|resume|deepspeed|_config|trunk_cache)"
+UNTOLD = r".*(dir|hub_|push_to|report_to|run_name|resume|deepspeed|_config|trunk_cache|explain|show|tqdm)|.*_token$"
 
 
 # What a run was
@@ -143,10 +144,12 @@ def describe_hardware() -> str:
 # The card
 
 
-def model_card(folder: str | os.PathLike, repo_id: str, license: str | None = None) -> ModelCard:
+def model_card(
+    folder: str | os.PathLike, repo_id: str, license: str | None = None, base: str | None = None
+) -> ModelCard:
     """The card of the model or adapter in `folder`, written from its configuration and its run.json.
 
-    `license` is the Hub's name of one, such as `mit`; without it the card names none.
+    `license` is the Hub's name of one, such as `mit`; without it the card names none. `base` is as for `push`.
 
     Raises FileNotFoundError and ValueError for a folder that holds no model of this package.
     """
@@ -154,20 +157,25 @@ def model_card(folder: str | os.PathLike, repo_id: str, license: str | None = No
     config, task, auto_class = read_kind(folder)
     run = read_json(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else None
     is_adapter = (folder / "adapter_config.json").is_file()
-    base = (run or {}).get("base")
+    origin = (run or {}).get("base")
     if is_adapter:
-        base = {"name": config["base_model_name_or_path"], "on_hub": True}
+        config["base_model_name_or_path"] = adapter_base(config, base)
+        origin = {"name": config["base_model_name_or_path"], "on_hub": True}
     data = ModelCardData(
         license=license,
         library_name="peft" if is_adapter else "transformers",
         pipeline_tag=task,
         tags=["scratch_gpt2", "gpt2", *(["lora"] if is_adapter else [])],
-        base_model=base["name"] if base and base["on_hub"] else None,
+        base_model=origin["name"] if origin and origin["on_hub"] else None,
         datasets=[entry["name"] for entry in (run or {}).get("data", []) if entry["on_hub"]] or None,
         model_name=repo_id.split("/")[-1],
         eval_results=evaluation_results(run, task) if run and run["metrics"] else None,
     )
-    parts = [f"# {repo_id.split('/')[-1]}", introduction(config, base, is_adapter), usage(repo_id, config, auto_class)]
+    parts = [
+        f"# {repo_id.split('/')[-1]}",
+        introduction(config, origin, is_adapter),
+        usage(repo_id, config, auto_class),
+    ]
     parts += training_section(run) if run else ["## Training\n\nHow it was trained was not recorded."]
     plots = sorted(path.name for path in folder.glob("*.png"))
     parts += ["\n".join(f"![{name}]({name})" for name in plots)] if plots else []
@@ -186,6 +194,17 @@ def read_kind(folder: Path) -> tuple[dict, str, str]:
     if config.get("model_type") != "scratch_gpt2":
         raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}, not one of scratch_gpt2.")
     return config, *TASKS.get((config.get("architectures") or [""])[0], ELSEWHERE)
+
+
+def adapter_base(config: dict, base: str | None = None) -> str:
+    """The Hub id of an adapter's base. Raises ValueError for one that only this machine has."""
+    name = str(base or config.get("base_model_name_or_path"))
+    if not public_name(name)["on_hub"]:
+        raise ValueError(
+            f"The adapter's base is {name}, which nobody else has: push it first, and give its Hub id (user/name) as "
+            "the base."
+        )
+    return name
 
 
 def read_json(file: Path) -> dict:
@@ -329,12 +348,7 @@ def files_to_push(folder: Path, base: str | None = None) -> dict[str, Path | byt
         raise FileNotFoundError(f"{folder} has no safetensors file with weights: train or save a model into it.")
     if "adapter_config.json" in files:
         files = {name: files[name] for name in files if not fnmatch.fnmatch(name, "model*") and name != "config.json"}
-        config["base_model_name_or_path"] = base or config.get("base_model_name_or_path")
-        if not public_name(str(config["base_model_name_or_path"]))["on_hub"]:
-            raise ValueError(
-                f"The adapter's base is {config['base_model_name_or_path']}, which nobody else has: push it first and "
-                "give its Hub id as base."
-            )
+        config["base_model_name_or_path"] = adapter_base(config, base)
         return files | {"adapter_config.json": as_json(config)}
     for name in ("configuration_scratch_gpt2.py", "modeling_scratch_gpt2.py", "linear_cross_entropy.py"):
         files.setdefault(name, Path(__file__).with_name(name))
@@ -355,11 +369,22 @@ def speaking_to_hub(repo_id: str) -> Iterator[None]:
     except (FileNotFoundError, ValueError):
         raise
     except Exception as error:  # the types depend on huggingface_hub's HTTP library
-        reason = " ".join(str(error.__cause__ or error).split()).replace(get_token() or "\0", "<token>")
-        raise OSError(
-            f"{repo_id} could not be pushed, and is on the Hub what it was before ({reason}); log in with `hf auth "
-            "login`, or try again when the Hub can be reached."
-        ) from error
+        reason, remedy = explain_refusal(error)
+        raise OSError(f"{repo_id} could not be pushed ({reason}) and stays on the Hub as it was; {remedy}.") from error
+
+
+def explain_refusal(error: Exception) -> tuple[str, str]:
+    """Why the Hub was not reached or refused, and what helps."""
+    causes = [error, *([error.__cause__] if error.__cause__ else [])]
+    statuses = [getattr(getattr(cause, "response", None), "status_code", None) for cause in causes]
+    if isinstance(error, LocalTokenNotFoundError) or (401 in statuses and get_token() is None):
+        return "nobody is logged in", "log in with `hf auth login`"
+    if 401 in statuses:
+        return "the Hub does not know the token", "log in again with `hf auth login`"
+    if 403 in statuses:
+        return "who is logged in may not write there", "choose a name of your own, or log in with `hf auth login`"
+    reason = " ".join(str(causes[-1]).split()).replace(get_token() or "\0", "<token>") or type(error).__name__
+    return reason, "try again when the Hub can be reached, or log in with `hf auth login`"
 
 
 LOAD_BACK = """
