@@ -1,21 +1,21 @@
-# make demo        start the Space in space/ and print its address: chat, complete, sort out spam, look inside
-# make quickstart  train a small GPT-2 on two CPU cores, load it again, let it write (about three minutes)
-# make test        lint, format check and all tests
-# make bench       one table of speed beside other GPT-2s, less than ten minutes on two idle cores
+# make demo   train a small GPT-2 on two CPU cores, load it again, let it write (about three minutes)
+# make space  start the Space in space/ and print its address; its models are not in the repository yet
+# make test   lint, format check and all tests
+# make bench  one table of speed beside other GPT-2s
 # All install everything they need into .venv first. Another Python: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo quickstart test bench lint install clean
+.PHONY: demo space test bench lint install clean
 
 # Threads that wait asleep instead of spinning: faster where other programs use the cores too.
 demo: $(INSTALLED)
-	OMP_WAIT_POLICY=passive $(BIN)/python space/app.py
-
-quickstart: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/python examples/quickstart.py
+
+space: $(INSTALLED)
+	OMP_WAIT_POLICY=passive $(BIN)/python space/app.py
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
