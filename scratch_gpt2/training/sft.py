@@ -14,6 +14,7 @@ from transformers import (
 )
 
 from ..data.instructions import IGNORED, Conversation, encode_prompt
+from ..evaluation.responses import respond
 from ..modeling_scratch_gpt2 import ScratchGPT2ForCausalLM
 from .arguments import TRAINER_DEFAULTS
 
@@ -163,25 +164,17 @@ class AnswerCallback(TrainerCallback):
         self.trainer.log({"samples": text})
 
 
-@torch.no_grad()
 def greedy_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: list[list[dict[str, str]]],
     max_new_tokens: int,
 ) -> list[str]:
-    """The most likely continuation of each prompt up to its eos, in one batch padded on the left."""
-    ids = {"input_ids": [encode_prompt(tokenizer, prompt) for prompt in prompts]}
-    inputs = tokenizer.pad(ids, padding_side="left", return_tensors="pt").to(model.device)
-    room = model.config.n_positions - inputs.input_ids.shape[1]
+    """The most likely answers, computed together, from a model that is being trained."""
+    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
+    room = model.config.n_positions - max(map(len, ids))
     was_training = model.training
     model.eval()
-    output = model.generate(
-        **inputs,
-        max_new_tokens=min(max_new_tokens, room),
-        do_sample=False,
-        use_cache=True,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    answers = respond(model, tokenizer, ids, max_new_tokens=min(max_new_tokens, room), do_sample=False)
     model.train(was_training)
-    return tokenizer.batch_decode(output[:, inputs.input_ids.shape[1] :], skip_special_tokens=True)
+    return [answer.text for answer in answers]

@@ -3,9 +3,9 @@
     python tests/benchmarks/run_all.py
     python tests/benchmarks/run_all.py --nanogpt ~/nanoGPT --output results    # keeps the JSON objects and growth.png
 
-Every benchmark is a process of its own, one after the other, on all cores, which should be idle otherwise. The ratio is
-how many times less ours takes, in time or in memory, than the peer; the goal is the least ratio that the project aims
-at. `python tests/benchmarks/NAME.py --help` tells what each measures.
+Every benchmark is a process of its own, one after the other, on all cores, which should otherwise be idle. The ratio
+is how many times less ours takes, in time or in memory, than the peer; the goal is the least ratio that the project
+aims at. `python tests/benchmarks/NAME.py --help` tells what each measures.
 """
 
 import argparse
