@@ -15,6 +15,7 @@ unless it needs the package for the base of an adapter.
 
 import argparse
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from huggingface_hub import constants
 from transformers import HfArgumentParser
@@ -38,7 +39,7 @@ def main() -> None:
     parser = HfArgumentParser(Arguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     (arguments,) = parser.parse_args_into_dataclasses()
     if arguments.show:
-        files = files_to_push(arguments.folder, arguments.base)
+        files = files_to_push(Path(arguments.folder), arguments.base)
         print(model_card(arguments.folder, arguments.repo_id, arguments.license, arguments.base))
         print("files:", ", ".join(["README.md", *files]))
         return

@@ -287,7 +287,9 @@ def test_an_adapter_is_pushed_as_an_adapter(client, tiny_tokenizer, tmp_path, mo
     card = ModelCard(files["README.md"].decode())
     assert (card.data.library_name, card.data.base_model) == ("peft", "alice/base")
     assert "A LORA adapter of rank 2 (q_proj) for `alice/base`" in card.text
-    shown = run_script(client, tmp_path, "push_to_hub.py", *arguments, "--show").stdout
+    shown = run_script(client, tmp_path, "push_to_hub.py", *arguments, "--show")
+    assert shown.returncode == 0, shown.stderr
+    shown = shown.stdout
     assert card.content.strip() in shown and str(tmp_path) not in shown
 
 
