@@ -59,3 +59,11 @@ def tiktoken_cache(gpt2_files, tmp_path_factory):
 def gpt2_tokenizer(tiktoken_cache):
     """The real GPT-2 tokenizer, 50257 tokens. Shared by all tests: do not change it."""
     return load_tokenizer("tiktoken:gpt2")
+
+
+@pytest.fixture(autouse=True)
+def shared_tokenizers_are_unchanged(request):
+    """The text-generation pipeline, for one, sets the padding side of the tokenizer that it is given."""
+    yield
+    for name in {"tiny_tokenizer", "gpt2_tokenizer"} & set(request.fixturenames):
+        assert request.getfixturevalue(name).padding_side == "right", f"{request.node.name} has changed {name}"
