@@ -3,7 +3,8 @@
     python examples/prepare_classification.py --input sms_spam_collection.tsv --output sms --balance
     python examples/classify.py --data sms --model openai-community/gpt2 --output_dir runs/spam
     python examples/classify.py --data sms --model runs/base --train lora --learning_rate 1e-3 --output_dir runs/lora
-    accelerate launch --num_processes 2 examples/classify.py --data sms --model runs/base --train all --bf16 ...
+    accelerate launch --config_file examples/accelerate/ddp.yaml --num_processes 2 examples/classify.py \\
+        --data sms --model runs/base --train all --output_dir runs/spam2
     python examples/classify.py --model runs/spam --explain "You have won a prize!"   # classify with what was trained
 
 `--data` is a folder from examples/prepare_classification.py. `--train` chooses what is trained: `head` (the new head
@@ -14,11 +15,12 @@ kept on disk; the folder is removed at the end unless `--trunk_cache` names one 
 computes them anew in every epoch, with the same result but for rounding (and but for the random numbers of dropout).
 
 All of transformers' TrainingArguments can be set too: `--num_train_epochs`, `--seed`, `--train_sampling_strategy
-group_by_length` (less padding, but batches of short texts only and of long texts only, and where the length tells the
-label, as with spam, that slows learning). A run that was stopped goes on with `--resume` added to its command.
+group_by_length` (less padding, but batches of short texts only and of long texts only). A run that was stopped goes on
+with `--resume` added to its command.
 
 The output folder gets the model and its tokenizer (adapters are merged, and kept by themselves in adapter/),
-metrics.json, epochs.png, confusion_matrix.png and the numbers in both as .json.
+metrics.json, epochs.png, confusion_matrix.png and the numbers in both as .json, and run.json for the model card.
+`--push_to_hub --hub_model_id me/spam` pushes at the end what `pipeline` loads, with its card.
 """
 
 import argparse
@@ -39,6 +41,7 @@ from scratch_gpt2.cli import run_main
 from scratch_gpt2.data.text_classification import class_weights, load_prepared
 from scratch_gpt2.data.token_shards import write_atomically
 from scratch_gpt2.evaluation.metrics import classification_metrics
+from scratch_gpt2.hub import data_behind, record_run
 from scratch_gpt2.inspection import token_attributions
 from scratch_gpt2.tokenization import load_tokenizer
 from scratch_gpt2.training.adapters import add_lora
@@ -55,6 +58,7 @@ from scratch_gpt2.training.classification import (
 from scratch_gpt2.training.freezing import train_only
 from scratch_gpt2.training.plots import plot_confusion_matrix, plot_epochs
 from scratch_gpt2.training.pretraining import check_launch
+from scratch_gpt2.training.pushing import check_push
 from scratch_gpt2.training.trunk_cache import CACHED_PARTS, cache_bytes
 
 
@@ -174,8 +178,8 @@ def save(trainer, model, tokenizer, output_dir: str):
     return model
 
 
-def report(trainer, prediction, label_names: list[str], output_dir: str) -> None:
-    """Write and print the test metrics, and print the most confident mistakes."""
+def report(trainer, prediction, label_names: list[str], output_dir: str) -> dict:
+    """Write, print and return the test metrics, and print the most confident mistakes."""
     logits, references = prediction.predictions, prediction.label_ids
     metrics = classification_metrics(logits.argmax(-1), references, logits, label_names=label_names)
     # Trainer's own counts a row twice where the last batch had to be filled up for several processes.
@@ -194,6 +198,7 @@ def report(trainer, prediction, label_names: list[str], output_dir: str) -> None
     for i, predicted, probability in mistakes:
         truth = label_names[rows[i]["labels"]]
         print(f"  {truth} taken for {label_names[predicted]} ({probability:.3f}): {one_line(rows[i]['text'], 80)}")
+    return metrics
 
 
 def main() -> None:
@@ -201,6 +206,7 @@ def main() -> None:
     if arguments.data is None:
         return explain_only(arguments)
     check_launch(args)
+    check_push(args)
     data = load_prepared(arguments.data)
     check_labels(data)
     checkpoint = checkpoint_to_resume(args.output_dir, arguments.resume)
@@ -240,12 +246,23 @@ def main() -> None:
     prediction = trainer.predict(trainer.test_rows)
     if trainer.is_world_process_zero():
         model = save(trainer, model, tokenizer, args.output_dir)
-        report(trainer, prediction, label_names, args.output_dir)
+        metrics = report(trainer, prediction, label_names, args.output_dir)
+        del metrics["confusion_matrix"]
+        record_run(
+            args.output_dir,
+            arguments=(arguments, args),
+            base=arguments.model,
+            data=[data_behind(arguments.data, data.report["source"])],
+            metrics=metrics,
+            split="test",
+        )
         explain(model, tokenizer, arguments.explain)
         if cached and temporary:
             shutil.rmtree(arguments.trunk_cache)
         print("\nUse the model:\n\n    import scratch_gpt2, transformers")
         print(f"    print(transformers.pipeline('text-classification', {args.output_dir!r})('You have won!'))")
+    if args.push_to_hub:
+        trainer.push_to_hub()
     trainer.accelerator.end_training()
 
 

@@ -16,7 +16,8 @@ A run that was stopped, even by kill -9, goes on with `--resume` added to the sa
 that is complete, and becomes the same run: the same data in the same order and the same random numbers. Promised for
 the same number of processes and rows per process.
 
-The output folder gets the model and its tokenizer, checkpoint-N, log.jsonl, curves.png and samples/.
+The output folder gets the model and its tokenizer, checkpoint-N, log.jsonl, curves.png, samples/, and run.json for the
+model card. `--push_to_hub --hub_model_id me/gpt2` pushes every checkpoint and at the end the model.
 """
 
 import argparse
@@ -34,6 +35,7 @@ from scratch_gpt2.cli import run_main
 from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
 from scratch_gpt2.data.token_shards import TokenShards, read_index
 from scratch_gpt2.evaluation.hellaswag import Example, read_hellaswag
+from scratch_gpt2.hub import data_behind, record_run
 from scratch_gpt2.tokenization import load_tokenizer
 from scratch_gpt2.training.arguments import GPT3_RECIPE, TOKENS_PER_STEP, TRAINER_DEFAULTS, accumulation_steps
 from scratch_gpt2.training.callbacks import HellaSwagCallback, LogCallback, SampleCallback, known_peak_flops
@@ -47,6 +49,7 @@ from scratch_gpt2.training.pretraining import (
     text_to_shards,
     whole_steps,
 )
+from scratch_gpt2.training.pushing import check_push, metrics_of_step
 
 SMOKE = {
     "n_layer": 2,
@@ -169,9 +172,19 @@ def describe(trainer: PretrainingTrainer, optimizer: str, checkpoint: str | None
     return "\n".join(f"{name:<11}{line}" for name, line in lines.items())
 
 
+def run_for_card(groups: tuple, folder: str) -> dict:
+    """`folder` is that of the token shards, the user's own or one that was made."""
+    model_args, data_args, _, _ = groups
+    data = data_args.data or "smoke.txt"
+    if data == folder:
+        data = data_behind(folder, read_index(Path(folder))["source"])
+    return {"arguments": groups, "base": model_args.model, "data": [data]}
+
+
 def main():
     model_args, data_args, run_args, args = parse_arguments()
     check_launch(args)
+    check_push(args)
     checkpoint = checkpoint_to_resume(args.output_dir, run_args.resume)
     examples = hellaswag_examples(run_args)
     set_seed(args.seed)
@@ -215,8 +228,10 @@ def main():
         processing_class=tokenizer,
         callbacks=[LogCallback()],
     )
+    trainer.run = run_for_card((model_args, data_args, run_args, args), folder)
+    sampler = SampleCallback(trainer, tokenizer, run_args.prompt, run_args.sample_steps)
     if run_args.sample_steps:
-        trainer.add_callback(SampleCallback(trainer, tokenizer, run_args.prompt, run_args.sample_steps))
+        trainer.add_callback(sampler)
     if examples:
         trainer.add_callback(HellaSwagCallback(trainer, tokenizer, examples, run_args.hellaswag_steps))
     if trainer.is_world_process_zero():
@@ -227,9 +242,15 @@ def main():
     if trainer.is_world_process_zero():
         bits = f", {metrics['eval_bits_per_byte']:.3f} bits per byte" if bytes_per_token else ""
         loss = metrics["eval_loss"]
+        measured = metrics_of_step(trainer.state.log_history, trainer.state.global_step)
+        measured["perplexity"] = math.exp(loss)
+        samples = [(run_args.prompt, sampler.text)] if sampler.text else []
+        record_run(args.output_dir, **trainer.run, metrics=measured, samples=samples)
         print(f"\nvalidation loss {loss:.4f}, perplexity {math.exp(loss):.2f}{bits}\nUse the model:\n")
         print("    import scratch_gpt2, transformers")
         print(f"    print(transformers.pipeline('text-generation', {args.output_dir!r})('The'))")
+    if args.push_to_hub:
+        trainer.push_to_hub()
     trainer.accelerator.end_training()
 
 

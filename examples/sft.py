@@ -19,7 +19,8 @@ too. `--lora` trains adapters only, `--qlora` does so over weights in 4 bits (pi
 
 A run that was stopped goes on with `--resume` added to the same command. The output folder gets the model with the
 lowest validation loss (or its adapter) and the tokenizer, test.json with the rows kept back for examples/respond.py,
-checkpoint-N, log.jsonl and curves.png.
+checkpoint-N, log.jsonl, curves.png, and run.json for the model card. `--push_to_hub --hub_model_id me/assistant`
+pushes every checkpoint and at the end the model, or its adapter; an adapter's base has to be on the Hub.
 """
 
 import argparse
@@ -45,10 +46,12 @@ from scratch_gpt2.data.instructions import (
     split,
 )
 from scratch_gpt2.data.token_shards import write_atomically
+from scratch_gpt2.hub import record_run
 from scratch_gpt2.tokenization import CHAT_TEMPLATE, load_tokenizer, train_tokenizer
 from scratch_gpt2.training.callbacks import LogCallback
 from scratch_gpt2.training.checkpoints import checkpoint_to_resume
 from scratch_gpt2.training.pretraining import check_launch, check_same_sizes, model_to_continue, new_model
+from scratch_gpt2.training.pushing import check_push
 from scratch_gpt2.training.sft import (
     LORA_LEARNING_RATE,
     PACKED_BATCH,
@@ -57,6 +60,7 @@ from scratch_gpt2.training.sft import (
     InstructionTrainer,
     check_arguments,
     fit_to_tokenizer,
+    greedy_answers,
     quantized_base,
 )
 
@@ -76,6 +80,7 @@ COLOURS = {
     "lemon": "yellow", "tomato": "red", "leaf": "green", "crow": "black", "sky": "blue", "carrot": "orange",
     "swan": "white", "plum": "purple", "cloud": "grey", "flamingo": "pink", "cherry": "red", "banana": "yellow",
 }  # fmt: skip
+QUESTION = [{"role": "user", "content": "Name three colours."}]
 SMOKE_ROWS = [
     *({"instruction": "What colour does it have?", "input": k, "output": f"It is {v}."} for k, v in COLOURS.items()),
     *({"instruction": f"Name something that is {v}.", "output": f"For example, a {k}."} for k, v in COLOURS.items()),
@@ -134,6 +139,8 @@ def parse_arguments():
         parser.set_defaults(**PACKED_BATCH)
     if "--lora" in sys.argv or "--qlora" in sys.argv:
         parser.set_defaults(learning_rate=LORA_LEARNING_RATE)
+    if "--merge" in sys.argv:
+        parser.set_defaults(hub_strategy="end")  # until then there is only the adapter
     if "--smoke" in sys.argv:
         parser.set_defaults(**SMOKE)
     return parser.parse_args_into_dataclasses()
@@ -215,9 +222,16 @@ def save(trainer: InstructionTrainer, tokenizer: PreTrainedTokenizerBase, model_
         tokenizer.save_pretrained(folder)
 
 
+def sample(trainer: InstructionTrainer, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, str]]:
+    """A question and its answer for the model card, none where they do not fit. Rows are not published."""
+    if len(encode_prompt(tokenizer, QUESTION)) >= tokenizer.model_max_length - 32:
+        return []
+    (answer,) = greedy_answers(trainer.model, tokenizer, [QUESTION], max_new_tokens=128)
+    return [(QUESTION[0]["content"], answer)]
+
+
 def usage(model_args: ModelArguments, folder: str) -> str:
     """How to use what has been saved."""
-    question = "[{'role': 'user', 'content': 'Name three colours.'}]"
     if (model_args.lora or model_args.qlora) and not model_args.merge:
         base = f"ScratchGPT2ForCausalLM.from_pretrained({model_args.model!r})"
         return f"""
@@ -229,7 +243,7 @@ With --merge, the folder would hold an ordinary model."""
     return f"""
     import scratch_gpt2, transformers
     chat = transformers.pipeline('text-generation', {folder!r})
-    print(chat({question}, return_full_text=False)[0]['generated_text'])
+    print(chat({QUESTION}, return_full_text=False)[0]['generated_text'])
 
     python examples/respond.py --model {folder} --data {Path(folder, "test.json")}"""
 
@@ -247,6 +261,8 @@ def main():
     if data_args.data is None:
         raise ValueError("--data is missing: give .json or .jsonl files or a data set of the Hub, or try --smoke.")
 
+    only_adapter = (model_args.lora or model_args.qlora) and not model_args.merge
+    check_push(args, model_args.model if only_adapter else None)
     for name in (model_args.model, *data_args.data):
         offline_unless_hub_answers(name)
     conversations = read_instructions(data_args.data, data_args.max_rows)
@@ -277,6 +293,8 @@ def main():
         processing_class=tokenizer,
         callbacks=[LogCallback()],
     )
+    groups = (model_args, data_args, run_args, args)
+    trainer.run = {"arguments": groups, "base": model_args.model, "data": data_args.data}
     room = positions - 32
     shown = [c for c in parts[1] if len(encode_prompt(tokenizer, c.prompt)) < room][: run_args.samples]
     if shown:
@@ -286,10 +304,15 @@ def main():
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
     save(trainer, tokenizer, model_args)
+    samples = sample(trainer, tokenizer)
     if trainer.is_world_process_zero():
         loss = metrics["eval_loss"]
+        measured = {"loss": loss, "perplexity": math.exp(loss)}
+        record_run(args.output_dir, **trainer.run, metrics=measured, samples=samples)
         print(f"\nvalidation loss {loss:.4f} per token of the answers, perplexity {math.exp(loss):.2f}\nUse it:")
         print(usage(model_args, args.output_dir))
+    if args.push_to_hub:
+        trainer.push_to_hub()
     trainer.accelerator.end_training()
 
 

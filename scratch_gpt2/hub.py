@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from accelerate import PartialState
 from huggingface_hub import (
     CommitInfo,
     CommitOperationAdd,
@@ -32,8 +33,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import LocalTokenNotFoundError
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, TrainingArguments
-from transformers.trainer_utils import HubStrategy
+from transformers import AutoTokenizer
 
 import scratch_gpt2 as package
 
@@ -66,7 +66,10 @@ TASKS = {
 }
 ELSEWHERE = ("feature-extraction", "AutoModel")
 # Fields of a run's arguments that say nothing about the model, or say something about the machine or its user.
-UNTOLD = r".*(dir|hub_|push_to|report_to|run_name|resume|deepspeed|_config|trunk_cache|explain|show|tqdm)|.*_token$"
+UNTOLD = (
+    r"_|dataloader_|ddp_|do_|explain|hub_|label_names|local_rank|log_|logging_|project|push_to|report_to|resume|"
+    r"restore_|run_name|save_|show|trackio|trunk_cache|use_cache|.*(dir|_config|deepspeed|tqdm|_token)$"
+)
 
 
 # What a run was
@@ -97,13 +100,14 @@ def record_run(
         for entry in dataclasses.fields(group):
             value = getattr(group, entry.name)
             value = getattr(value, "value", value)  # of an enum
-            plain = isinstance(value, (bool, int, float)) or (isinstance(value, (str, list, dict)) and value)
-            if plain and value != default_of(entry) and not re.match(UNTOLD, entry.name):
+            plain = isinstance(value, (bool, int, float, str, list, dict))
+            if plain and (value or None) != (default_of(entry) or None) and not re.match(UNTOLD, entry.name):
                 changed[entry.name] = value
     for name in ("model", "data", "tokenizer", "text", "hellaswag"):
         if name in changed:
-            names = changed[name] if isinstance(changed[name], list) else [changed[name]]
-            changed[name] = [public_name(one)["name"] for one in names]
+            value = changed[name]
+            several = isinstance(value, list)
+            changed[name] = [public_name(one)["name"] for one in value] if several else public_name(value)["name"]
     run = {
         "base": None if base is None else public_name(base),
         "data": [public_name(name) for name in data],
@@ -135,10 +139,19 @@ def public_name(name: str) -> dict:
     return {"name": name if on_hub else Path(name).name, "on_hub": on_hub}
 
 
+def data_behind(folder: str, source: str) -> str:
+    """What data a folder of examples/prepare_*.py holds: the Hub id in the `source` that it has noted, or its name."""
+    on_hub = re.match(r"([\w.-]+/[\w.-]+), configuration ", source)
+    return on_hub[1] if on_hub else folder
+
+
 def describe_hardware() -> str:
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{platform.machine()} processor, {torch.get_num_threads()} thread(s) of {os.cpu_count()} cores, no GPU"
+    """What this process and those beside it compute on: a GPU that `--use_cpu` leaves idle is not told of."""
+    state, threads = PartialState(), torch.get_num_threads()
+    if state.device.type == "cuda":
+        return f"{state.num_processes} x {torch.cuda.get_device_name()}"
+    processor = f"{platform.machine()} processor with {os.cpu_count()} cores"
+    return f"{state.device.type}, {processor}, {state.num_processes} process(es) of {threads} thread(s)"
 
 
 # The card
@@ -187,7 +200,7 @@ def read_kind(folder: Path) -> tuple[dict, str, str]:
     """The configuration of the model or adapter in `folder`, its task, and the Auto class that loads it."""
     if (folder / "adapter_config.json").is_file():
         config = read_json(folder / "adapter_config.json")
-        return config, *TASKS.get(config.get("task_type"), ELSEWHERE)
+        return config, *TASKS.get(config.get("task_type", ""), ELSEWHERE)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{folder} holds neither config.json nor adapter_config.json: train a model into it.")
     config = read_json(folder / "config.json")
@@ -230,6 +243,8 @@ def introduction(config: dict, base: dict | None, is_adapter: bool) -> str:
             f"A GPT-2 with {config['n_layer']} layers of width {config['n_embd']}, {config['n_head']} heads, "
             f"{config['vocab_size']:,} kinds of tokens and a context of {config['n_positions']:,}"
         )
+        if "Classification" in (config.get("architectures") or [""])[0]:
+            kind += f", with a head for the labels {', '.join(config['id2label'].values())}"
         kind += f", trained from `{base['name']}`" if base else ""
     return f"{kind}, made with scratch_gpt2."
 
@@ -462,48 +477,3 @@ def check_pushed(folder: str | os.PathLike, repo_id: str, revision: str, base: s
     if not difference <= 1e-4 * max(1.0, output.abs().max().item()):
         raise ValueError(f"{repo_id} was pushed but computes something else there: outputs differ by {difference:g}.")
     return difference
-
-
-class PushesToHub:
-    """For a Trainer, before it in the list of bases: `--push_to_hub` as `push` does it.
-
-    Trainer itself would push the whole output folder, with token shards, test rows and training_args.bin, in several
-    commits. `save_model` does not push; call `push_to_hub` when everything is in the output folder.
-    """
-
-    args: TrainingArguments
-
-    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
-        if self.args.hub_token is not None:
-            raise ValueError("hub_token would be stored in training_args.bin: log in with `hf auth login` instead.")
-        if self.args.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
-            raise ValueError(f"hub_strategy is {self.args.hub_strategy.value}; choose every_save or end.")
-        with speaking_to_hub(self.args.hub_model_id or self.args.output_dir):
-            super().init_hf_repo(token, private)  # type: ignore[misc]
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        super().save_model(output_dir, _internal_call=True)  # type: ignore[misc]
-
-    def push_to_hub(self, commit_message: str | None = "End of training", **kwargs) -> CommitInfo | None:
-        """Push the output folder, and check what has arrived."""
-        if getattr(self, "hub_model_id", None) is None:
-            self.init_hf_repo()
-        if not self.is_world_process_zero():  # type: ignore[attr-defined]
-            return None
-        commit = push(self.args.output_dir, self.hub_model_id, message=commit_message or "End of training")
-        difference = check_pushed(self.args.output_dir, self.hub_model_id, commit.oid)
-        print(f"\npushed {commit.commit_url}, loaded from there: outputs differ by {difference:g}")
-        return commit
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """A Hub that cannot be reached does not end the training."""
-        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:  # type: ignore[attr-defined]
-            return
-        step = Path(checkpoint_folder).name.rpartition("-")[2]
-        try:
-            push(checkpoint_folder, self.hub_model_id, message=f"Training in progress, step {step}")
-        except OSError as error:
-            print(f"\nnot pushed at step {step}: {error}", file=sys.stderr)
-
-    def _finish_current_push(self) -> None:
-        """Nothing is pushed in the background."""

@@ -34,7 +34,7 @@ class Repository:
     commits: list[Commit] = field(default_factory=list)
 
     def add_commit(self, message: str, files: dict[str, bytes]) -> Commit:
-        oid = hashlib.sha1(f"{len(self.commits)} {message} {sorted(files)}".encode()).hexdigest()
+        oid = hashlib.sha1(f"{len(self.commits)} {message} {sorted(files.items())}".encode()).hexdigest()
         self.commits.append(Commit(oid, message, files))
         return self.commits[-1]
 

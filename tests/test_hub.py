@@ -1,5 +1,6 @@
 """Push from one process, pull in another without the package, over the real client and a Hub on loopback."""
 
+import importlib.util
 import json
 import os
 import re
@@ -17,8 +18,10 @@ from test_registration import HEADS, make_config, run_python
 from transformers import TrainingArguments
 
 import scratch_gpt2
-from scratch_gpt2.hub import PushesToHub, files_to_push, model_card, push, record_run
+from scratch_gpt2.data.text_classification import prepare, save_prepared
+from scratch_gpt2.hub import files_to_push, model_card, push, record_run
 from scratch_gpt2.training.pretraining import PretrainingTrainer
+from scratch_gpt2.training.pushing import check_push
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN, STRANGER = "hf_alicesSecret", "hf_bob"
@@ -48,6 +51,7 @@ def client(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # made when it was imported, which may have been before
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # made for the first test that needs it
     return hub
 
 
@@ -293,17 +297,13 @@ def test_an_adapter_is_pushed_as_an_adapter(client, tiny_tokenizer, tmp_path, mo
     assert card.content.strip() in shown and str(tmp_path) not in shown
 
 
-class HubTrainer(PushesToHub, PretrainingTrainer):
-    pass
-
-
-def make_trainer(folder, tokenizer, **options) -> HubTrainer:
+def make_trainer(folder, tokenizer, **options) -> PretrainingTrainer:
     model = scratch_gpt2.ScratchGPT2ForCausalLM(make_config(tokenizer))
     data = [{"input_ids": torch.arange(8), "labels": torch.arange(8)}] * 4
     quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "max_steps": 2, "save_steps": 1}
     args = TrainingArguments(folder, push_to_hub=True, hub_model_id="alice/run", **quiet | options)
     sizes = {"tokens_per_step": 64, "block_length": 8}
-    return HubTrainer(model, args, "adamw", **sizes, train_dataset=data, processing_class=tokenizer)
+    return PretrainingTrainer(model, args, "adamw", **sizes, train_dataset=data, processing_class=tokenizer)
 
 
 def test_trainer_pushes_the_model_and_nothing_else(client, tiny_tokenizer, tmp_path, capsys):
@@ -335,3 +335,128 @@ def test_what_trainer_must_not_push(client, tiny_tokenizer, tmp_path, options, m
     with pytest.raises(ValueError, match=message) as caught:
         make_trainer(tmp_path, tiny_tokenizer, **options)
     assert TOKEN not in str(caught.value)
+
+
+def train(monkeypatch, script: str, *arguments) -> None:
+    """A training script in this process."""
+    specification = importlib.util.spec_from_file_location(script, ROOT / "examples" / f"{script}.py")
+    module = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, script, module)  # dataclasses look their module up by its name
+    specification.loader.exec_module(module)
+    monkeypatch.setattr(sys, "argv", [script, *map(str, arguments), *QUIET])
+    module.main()
+
+
+QUIET = ["--use_cpu", "--disable_tqdm", "true", "--report_to", "none", "--push_to_hub"]
+
+
+@pytest.fixture
+def without_check(monkeypatch):
+    """Loading back takes a process of its own; other tests do it."""
+    monkeypatch.setattr("scratch_gpt2.training.pushing.check_pushed", lambda *arguments: 0.0)
+
+
+def test_pretraining_pushes_readable_cards_on_the_way(client, without_check, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    options = ["--output_dir", folder, "--hub_model_id", "alice/gpt2", "--max_steps", 4, "--logging_steps", 1]
+    options += ["--save_strategy", "steps", "--save_steps", 2, "--eval_steps", 2, "--sample_steps", 4]
+    train(monkeypatch, "pretrain", "--smoke", *options, "--prompt", "The")
+    commits = client.repositories["alice/gpt2"].commits
+    steps = ["Training in progress, step 2", "Training in progress, step 4", "End of training"]
+    assert [commit.message for commit in commits] == ["initial commit", *steps]
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    measured = {entry["step"]: entry for entry in log if "eval_loss" in entry}
+    card = ModelCard(commits[1].files["README.md"].decode())
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results == {name: measured[2][f"eval_{name}"] for name in ("loss", "bits_per_byte")}
+    expected = [
+        "- Started from: nothing: fresh weights",
+        "- Data: `smoke.txt`",
+        ' "tokens_per_step": 1024,',
+        ' "learning_rate": 0.003,',
+        ' "max_steps": 4,',
+        f"| loss | {measured[2]['eval_loss']:.4f} |",
+    ]
+    assert [line for line in expected if line not in card.text] == []
+    last = ModelCard(commits[3].files["README.md"].decode())
+    assert f"| loss | {measured[4]['eval_loss']:.4f} |" in last.text and "| perplexity | " in last.text
+    assert "## Samples" in last.text and "curves.png" in commits[3].files
+    assert not [word for word in (str(tmp_path), TOKEN, "alice") if word in last.text.replace("alice/gpt2", "")]
+    assert not {"smoke.txt", "training_args.bin", "log.jsonl"} & set(commits[3].files)
+
+
+def test_classification_pushes_the_whole_classifier(client, without_check, tiny_tokenizer, tmp_path, monkeypatch):
+    base = save(tmp_path / "base", tiny_tokenizer)
+    animals = [("rat", "spam") if number % 2 else ("cat", "ham") for number in range(40)]
+    rows = [{"text": f"The {animal} {number}.", "label": label} for number, (animal, label) in enumerate(animals)]
+    save_prepared(prepare(rows, "alice/animals, configuration None, split train"), tmp_path / "data")
+    options = ["--data", tmp_path / "data", "--model", base, "--output_dir", tmp_path / "spam"]
+    train(monkeypatch, "classify", *options, "--hub_model_id", "spam", "--num_train_epochs", 1)
+    commits = client.repositories["alice/spam"].commits
+    assert [commit.message for commit in commits] == ["initial commit", "End of training"]
+    files, card = commits[1].files, ModelCard(commits[1].files["README.md"].decode())
+    assert {"model.safetensors", "epochs.png", "confusion_matrix.png", "metrics.json", *CODE} <= set(files)
+    assert (card.data.datasets, card.data.pipeline_tag) == (["alice/animals"], "text-classification")
+    metrics = json.loads((tmp_path / "spam" / "metrics.json").read_text())["test"]
+    results = {result.metric_type: result.metric_value for result in card.data.eval_results}
+    assert results["accuracy"] == metrics["accuracy"] and results["f1"] == metrics["f1"]
+    assert {result.dataset_split for result in card.data.eval_results} == {"test"}
+    expected = ["with a head for the labels ham, spam", "- Started from: `base`", ' "num_train_epochs": 1.0,']
+    assert [line for line in expected if line not in card.text] == []
+    assert not [word for word in ("label_names", "save_", "dataloader", "gradient_checkpointing") if word in card.text]
+
+
+def test_instruction_tuning_pushes_its_adapter(client, tiny_tokenizer, tmp_path):
+    pytest.importorskip("peft")
+    config = make_config(tiny_tokenizer)
+    config.n_positions = 512
+    base = fill(scratch_gpt2.ScratchGPT2ForCausalLM(config))
+    push(base, "alice/base", tokenizer=tiny_tokenizer)
+    rows = [{"instruction": "Where is the cat?", "input": str(number), "output": "The mat."} for number in range(8)]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    options = ["--data", "rows.json", "--model", "alice/base", "--lora", "--hub_model_id", "alice/lora"]
+    options += ["--validation", 0.25, "--test", 0.25, "--max_steps", 2, "--save_steps", 1, "--eval_steps", 1]
+    options += ["--samples", 0]
+    result = run_script(client, tmp_path, "sft.py", *options, "--output_dir", "lora", *QUIET)
+    assert result.returncode == 0, result.stderr
+    assert "loaded from there: outputs differ by 0" in result.stdout
+    commits = client.repositories["alice/lora"].commits
+    messages = ["initial commit", "Training in progress, step 1", "Training in progress, step 2", "End of training"]
+    assert [commit.message for commit in commits] == messages
+    for commit in commits[1:]:
+        assert "adapter_model.safetensors" in commit.files and "model.safetensors" not in commit.files
+        card = ModelCard(commit.files["README.md"].decode())
+        assert (card.data.base_model, card.data.library_name) == ("alice/base", "peft")
+        assert "- Data: `rows.json`" in card.text and "| loss | " in card.text
+
+
+@pytest.mark.parametrize("script", ["pretrain", "classify", "sft"])
+def test_scripts_refuse_in_time_what_has_no_destination(client, tmp_path, monkeypatch, script):
+    options = ["--data", tmp_path / "data", "--model", tmp_path / "base", "--output_dir", tmp_path / "run"]
+    with pytest.raises(ValueError, match=r"--push_to_hub has no destination: add --hub_model_id alice/NAME\."):
+        train(monkeypatch, script, *options)
+    assert client.repositories == {} and not (tmp_path / "run").exists()
+
+
+def test_an_adapter_on_a_local_base_is_refused_in_time(client, tiny_tokenizer, tmp_path, monkeypatch):
+    base = save(tmp_path / "base", tiny_tokenizer)
+    options = ["--data", tmp_path / "rows.json", "--model", base, "--output_dir", tmp_path / "run", "--lora"]
+    with pytest.raises(ValueError, match=r"The adapter's base is .*base, which nobody else has: push it first"):
+        train(monkeypatch, "sft", *options, "--hub_model_id", "alice/lora")
+    assert client.repositories == {} and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("token", "destination", "message"),
+    [
+        ("", "alice/run", r"cannot be pushed to \(nobody is logged in\); log in with `hf auth login`"),
+        ("hf_wrong", "alice/run", r"cannot be pushed to \(the Hub does not know the token\); log in again"),
+        (TOKEN, "bob/run", r"hub_model_id is bob/run, but alice is logged in and can push to alice/NAME only"),
+    ],
+)
+def test_who_may_push_is_known_in_time(client, tmp_path, monkeypatch, token, destination, message):
+    monkeypatch.setenv("HF_TOKEN", token)
+    args = TrainingArguments(str(tmp_path / "run"), push_to_hub=True, hub_model_id=destination, use_cpu=True)
+    with pytest.raises((ValueError, ConnectionError), match=message):
+        check_push(args)
+    assert client.repositories == {}

@@ -1,5 +1,7 @@
 """The recipe of a pretraining run, and the numbers that follow from what the user gives."""
 
+from typing import Any
+
 import torch
 
 # GPT-3's 125M model (Brown et al. 2020, table 2.1 and appendix B) as build-nanogpt trains it: 19,073 steps of 524,288
@@ -32,7 +34,7 @@ TRAINER_DEFAULTS = {
 }
 
 # What differs for classifiers: epochs instead of steps, and the best of them is kept. Resuming also restores how long
-# early stopping has been waiting.
+# early stopping has been waiting. A checkpoint may lack the frozen blocks, so only the end is pushed.
 CLASSIFICATION_DEFAULTS = {
     **TRAINER_DEFAULTS,
     "num_train_epochs": 5,
@@ -49,6 +51,7 @@ CLASSIFICATION_DEFAULTS = {
     "metric_for_best_model": "loss",
     "restore_callback_states_from_checkpoint": True,
     "prediction_loss_only": False,
+    "hub_strategy": "end",
 }
 # For AdamW, by what is trained: the fewer weights, the larger the steps that they bear.
 CLASSIFICATION_LEARNING_RATES = {"head": 1e-2, "last_block": 5e-4, "all": 5e-5, "lora": 5e-4}
@@ -73,5 +76,5 @@ def accumulation_steps(tokens_per_step: int, block_length: int, batch_size: int,
 
 def cpu_computes_bfloat16() -> bool:
     """Whether the processor has instructions for bfloat16; without them it is emulated, a hundred times slower."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.13 has it
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.13 has it
     return capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)

@@ -92,7 +92,7 @@ class SampleCallback(TrainerCallback):
 
     The samples are drawn with a random state of their own, so that training does not depend on them. Add it to a
     `PretrainingTrainer` that exists; its time does not count as training. Every process takes part, since under FSDP
-    none has the whole model.
+    none has the whole model. `text` is the last sample.
     """
 
     def __init__(
@@ -108,11 +108,12 @@ class SampleCallback(TrainerCallback):
         self.prompt_ids = torch.tensor([tokenizer(prompt).input_ids or [tokenizer.eos_token_id]])
         self.every = every
         self.max_new_tokens = max_new_tokens
+        self.text = ""
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.every != 0 and state.global_step != state.max_steps:
             return
-        text = self.sample(model, args.seed)
+        self.text = text = self.sample(model, args.seed)
         if state.is_world_process_zero:
             print(f"\n--- sample at step {state.global_step} ---\n{text}\n", flush=True)
             folder = Path(args.output_dir, "samples")

@@ -13,13 +13,13 @@ from transformers import (
     DataCollatorWithPadding,
     EarlyStoppingCallback,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainingArguments,
 )
 
 from ..data.text_classification import PreparedClassification
 from ..evaluation.metrics import classification_metrics
 from ..modeling_scratch_gpt2 import ScratchGPT2ForSequenceClassification
+from .pushing import PushingTrainer
 from .trunk_cache import TrainedTop, cache_trunk, collate_states
 
 
@@ -107,7 +107,7 @@ def weighted_loss(class_weights: list[float] | None = None, label_smoothing: flo
     return compute_loss
 
 
-class ClassificationTrainer(Trainer):
+class ClassificationTrainer(PushingTrainer):
     """Trainer that evaluates on the validation rows and, for the curves, on as many training rows.
 
     The latter are logged as `train_sample_loss` and `train_sample_accuracy`. `test_rows` are for `predict`.

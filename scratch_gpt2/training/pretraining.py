@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Dataset, Subset
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ..configuration_scratch_gpt2 import ScratchGPT2Config
 from ..data.text_sources import find_files, read_files
@@ -20,6 +20,7 @@ from ..tokenization import load_tokenizer, train_tokenizer
 from .arguments import cpu_computes_bfloat16
 from .callbacks import SpeedCallback, flops_per_token
 from .optimizers import muon_for_trainer
+from .pushing import PushingTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def check_launch(args: TrainingArguments) -> None:
         raise ValueError("accelerate runs FSDP on GPUs only; use ddp.yaml with --use_cpu instead.")
 
 
-class PretrainingTrainer(Trainer):
+class PretrainingTrainer(PushingTrainer):
     """Trainer for language models that also logs tokens per second, model-FLOPs utilisation and bits per byte.
 
     Args:

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from huggingface_hub import whoami
 from transformers import (
     BitsAndBytesConfig,
     EvalPrediction,
@@ -17,6 +16,7 @@ from ..data.instructions import IGNORED, Conversation, encode_prompt
 from ..evaluation.responses import respond
 from ..modeling_scratch_gpt2 import ScratchGPT2ForCausalLM
 from .arguments import TRAINER_DEFAULTS
+from .pushing import PushingTrainer
 
 # Steps below 1 are shares of the run: the same ten evaluations for a thousand rows and for Alpaca's 52,000.
 SFT_RECIPE = TRAINER_DEFAULTS | {
@@ -41,22 +41,12 @@ LORA_LEARNING_RATE = 3e-4
 
 
 def check_arguments(args: TrainingArguments) -> None:
-    """Raise ValueError for an option that would train something else than it says, ConnectionError where
-    `--push_to_hub` could not push after hours of training."""
+    """Raise ValueError for an option that would train something else than it says."""
     if args.label_smoothing_factor:
         raise ValueError(
             f"label_smoothing_factor is {args.label_smoothing_factor}, but Trainer would smooth every label against "
             "the wrong position; leave it at 0."
         )
-    if args.push_to_hub:
-        try:
-            whoami(args.hub_token)
-        except Exception as error:  # the library raises errors of its own and httpx's
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ConnectionError(
-                f"The Hugging Face Hub cannot be pushed to ({reason}); log in with `hf auth login`, or leave out "
-                "--push_to_hub and push the folder later."
-            ) from error
 
 
 def quantized_base(name: str, compute_dtype: torch.dtype) -> ScratchGPT2ForCausalLM:
@@ -92,7 +82,7 @@ def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
         config.pad_token_id = tokenizer.pad_token_id
 
 
-class InstructionTrainer(Trainer):
+class InstructionTrainer(PushingTrainer):
     """Trainer whose `eval_loss` is the mean over all labelled tokens, in whatever batches and processes they come.
 
     Trainer itself averages the means of the batches, so that a token counts the more, the fewer there are beside it.

@@ -1,0 +1,102 @@
+"""`--push_to_hub`: what cannot be pushed is refused in time, each push is one commit, and the last one is checked."""
+
+import re
+import sys
+
+from huggingface_hub import CommitInfo, whoami
+from transformers import Trainer, TrainingArguments
+from transformers.trainer_utils import HubStrategy
+
+from ..hub import adapter_base, check_pushed, explain_refusal, push, record_run, speaking_to_hub
+
+
+def check_push(args: TrainingArguments, base_of_adapter: str | None = None) -> None:
+    """With `--push_to_hub`, raise before the training what would spoil a push after it.
+
+    Args:
+        base_of_adapter: the model that an adapter is trained on, where the adapter alone will be pushed.
+
+    Raises ValueError for arguments that cannot be followed, ConnectionError where nobody is logged in or the Hub is
+    not reached.
+    """
+    if not args.push_to_hub:
+        return
+    if args.hub_token is not None:
+        raise ValueError("hub_token would be stored in training_args.bin: log in with `hf auth login` instead.")
+    strategy = HubStrategy(args.hub_strategy)
+    if strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+        raise ValueError(f"hub_strategy is {strategy.value}; choose every_save or end.")
+    if base_of_adapter is not None:
+        adapter_base({}, base_of_adapter)
+    try:
+        account = whoami()
+    except Exception as error:  # the types depend on huggingface_hub's HTTP library
+        reason, remedy = explain_refusal(error)
+        raise ConnectionError(
+            f"The Hugging Face Hub cannot be pushed to ({reason}); {remedy}, or leave out --push_to_hub and push the "
+            "folder later."
+        ) from error
+    user, destination = account["name"], args.hub_model_id
+    if destination is None:
+        raise ValueError(f"--push_to_hub has no destination: add --hub_model_id {user}/NAME.")
+    owners = [user, *(organization["name"] for organization in account.get("orgs", []))]
+    if "/" in destination and destination.split("/")[0] not in owners:
+        raise ValueError(
+            f"hub_model_id is {destination}, but {user} is logged in and can push to "
+            f"{' or '.join(f'{owner}/NAME' for owner in owners)} only."
+        )
+
+
+class PushingTrainer(Trainer):
+    """Trainer whose `--push_to_hub` pushes as `hub.push` does.
+
+    Trainer itself would push the whole output folder, with token shards, test rows and training_args.bin, in several
+    commits. `save_model` does not push; call `push_to_hub` when everything is in the output folder.
+
+    Attributes:
+        run: what `record_run` shall tell of this run, but for its metrics, in the card of a checkpoint.
+    """
+
+    run: dict | None = None
+
+    def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
+        check_push(self.args)
+        with speaking_to_hub(str(self.args.hub_model_id)):
+            super().init_hf_repo(token, private)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call=True)
+
+    def push_to_hub(self, commit_message: str | None = "End of training", **kwargs) -> CommitInfo | None:
+        """Push the output folder, and check what has arrived. For runs with `--push_to_hub`."""
+        if not self.is_world_process_zero():
+            return None
+        folder, destination = str(self.args.output_dir), str(self.hub_model_id)
+        commit = push(folder, destination, message=commit_message or "End of training")
+        difference = check_pushed(folder, destination, commit.oid)
+        print(f"\npushed {commit.commit_url}, loaded from there: outputs differ by {difference:g}")
+        return commit
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """A checkpoint that cannot be pushed does not end the training."""
+        if not self.is_world_process_zero() or self.args.hub_strategy == HubStrategy.END:
+            return
+        step = self.state.global_step
+        try:
+            if self.run is not None:
+                record_run(checkpoint_folder, **self.run, metrics=metrics_of_step(self.state.log_history, step))
+            push(checkpoint_folder, str(self.hub_model_id), message=f"Training in progress, step {step}")
+        except (OSError, ValueError) as error:
+            print(f"\nnot pushed at step {step}: {error}", file=sys.stderr)
+
+    def _finish_current_push(self) -> None:
+        """Nothing is pushed in the background."""
+
+
+def metrics_of_step(history: list[dict], step: int) -> dict[str, float]:
+    """What Trainer has measured on the validation data at `step`, by the names of the Hub, without its speed."""
+    metrics: dict[str, float] = {}
+    for entry in history:
+        if entry["step"] == step and "eval_loss" in entry:
+            metrics |= {name.removeprefix("eval_"): entry[name] for name in entry if name.startswith("eval_")}
+    return {name: value for name, value in metrics.items() if not re.search("runtime|per_second|time$", name)}
