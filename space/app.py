@@ -106,7 +106,7 @@ def build(checkpoints: Checkpoints) -> gr.Blocks:
     return demo.queue(default_concurrency_limit=CORES, max_size=LONGEST_QUEUE)
 
 
-def choose_model(handlers: Handlers, model_class: type, value: str) -> gr.Dropdown:
+def choose_model(handlers: Handlers, model_class: type, value: str, render: bool = True) -> gr.Dropdown:
     choices = handlers.checkpoints.choices(model_class)
     return gr.Dropdown(
         choices,
@@ -114,6 +114,7 @@ def choose_model(handlers: Handlers, model_class: type, value: str) -> gr.Dropdo
         label="Model",
         info="One of the list, or the Hub id of a GPT-2, such as openai-community/gpt2",
         allow_custom_value=True,
+        render=render,
     )
 
 
@@ -135,13 +136,14 @@ def chat_tab(handlers: Handlers) -> None:
             placeholder="Ask something", submit_btn=True, stop_btn=True, max_length=MAX_CHARACTERS, show_label=False
         ),
         additional_inputs=[
-            choose_model(handlers, LANGUAGE, "assistant"),
-            gr.Slider(0, 2, value=0.7, step=0.05, label="Temperature"),
-            gr.Slider(0, 1, value=0.9, step=0.05, label="Top-p"),
-            gr.Slider(1, MAX_NEW_TOKENS, value=120, step=1, label="Longest answer, in tokens"),
+            # Not rendered here, which is above the conversation, but in the accordion below it.
+            choose_model(handlers, LANGUAGE, "assistant", render=False),
+            gr.Slider(0, 2, value=0.7, step=0.05, label="Temperature", render=False),
+            gr.Slider(0, 1, value=0.9, step=0.05, label="Top-p", render=False),
+            gr.Slider(1, MAX_NEW_TOKENS, value=120, step=1, label="Longest answer, in tokens", render=False),
         ],
         additional_outputs=[note],
-        additional_inputs_accordion="Model and settings",
+        additional_inputs_accordion=gr.Accordion("Model and settings", open=False, render=False),
         editable=True,
         flagging_mode="never",
         api_name="chat",
