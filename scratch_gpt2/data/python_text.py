@@ -19,10 +19,11 @@ def python_documents(docstrings: bool) -> list[str]:
         library = Path(sysconfig.get_path("stdlib"))
         files = sorted(library.rglob("*.py"))
         documents += [read_docstrings(f) for f in files if not NOT_THE_LIBRARY & set(f.relative_to(library).parts)]
-    seen = set()
+    seen: set[str] = set()
     kept = []
     for text in documents:
-        paragraphs = [p for p in text.split("\n\n") if ">>>" not in p and not (p in seen or seen.add(p))]
+        paragraphs = [p for p in dict.fromkeys(text.split("\n\n")) if ">>>" not in p and p not in seen]
+        seen.update(paragraphs)
         kept.append("\n\n".join(paragraphs))
     return [text for text in kept if text.strip()]
 

@@ -5,6 +5,7 @@ module: evaluate and scikit-learn take seconds to load.
 """
 
 import math
+from typing import Any
 
 import datasets
 import evaluate
@@ -103,7 +104,7 @@ def classification_metrics(
     ids = list(range(len(label_names)))
     pair = {"predictions": predictions, "references": references}
     if len(ids) == 2:
-        options = {"pos_label": positive_id(label_names, positive)}
+        options: dict[str, Any] = {"pos_label": positive_id(label_names, positive)}
     else:
         options = {"labels": ids, "average": "macro"}
     result = Accuracy(keep_in_memory=True).compute(**pair)
