@@ -236,8 +236,9 @@ def evaluation_results(run: dict, task: str) -> list[EvalResult]:
 
 def introduction(config: dict, base: dict | None, is_adapter: bool) -> str:
     if is_adapter:
+        name = config["base_model_name_or_path"]
         targets = ", ".join(sorted(config.get("target_modules") or []))
-        kind = f"A {config['peft_type']} adapter of rank {config.get('r')} ({targets}) for `{base['name']}`"
+        kind = f"A {config['peft_type']} adapter of rank {config.get('r')} ({targets}) for `{name}`"
     else:
         kind = (
             f"A GPT-2 with {config['n_layer']} layers of width {config['n_embd']}, {config['n_head']} heads, "

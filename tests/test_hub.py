@@ -306,7 +306,7 @@ def make_trainer(folder, tokenizer, **options) -> PretrainingTrainer:
     return PretrainingTrainer(model, args, "adamw", **sizes, train_dataset=data, processing_class=tokenizer)
 
 
-def test_trainer_pushes_the_model_and_nothing_else(client, tiny_tokenizer, tmp_path, capsys):
+def test_trainer_pushes_the_model_and_nothing_else(client, tiny_tokenizer, tmp_path, capsys, monkeypatch):
     trainer = make_trainer(tmp_path / "run", tiny_tokenizer)
     (tmp_path / "run").mkdir(exist_ok=True)
     (tmp_path / "run" / "smoke.txt").write_text("private")
@@ -314,9 +314,13 @@ def test_trainer_pushes_the_model_and_nothing_else(client, tiny_tokenizer, tmp_p
     client.cut_after = 10
     messages = [commit.message for commit in client.repositories["alice/run"].commits]
     assert messages == ["initial commit", "Training in progress, step 1", "Training in progress, step 2"]
-    client.cut_after = None
     trainer.save_model()
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    client.large_files.clear()
+    with pytest.raises(OSError, match=r"login`: python examples/push_to_hub\.py --folder .* --repo_id alice/run$"):
+        trainer.push_to_hub()
     assert len(client.repositories["alice/run"].commits) == 3
+    client.cut_after = None
     trainer.push_to_hub()
     assert "loaded from there: outputs differ by 0" in capsys.readouterr().out
     files = client.repositories["alice/run"].commits[-1].files

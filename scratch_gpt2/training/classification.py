@@ -153,7 +153,7 @@ class ClassificationTrainer(PushingTrainer):
             prediction.predictions,
             label_names=self.label_names_by_id,
         )
-        return {name: value for name, value in metrics.items() if name != "confusion_matrix"}
+        return {name: value for name, value in metrics.items() if isinstance(value, float)}
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         if eval_dataset is None:
@@ -189,7 +189,7 @@ def make_trainer(
     if cached_part is not None:
         model.to(args.device)
         with args.main_process_first(desc="hidden states of the frozen blocks"):
-            splits = cache_trunk(model, cached_part, splits, cache_folder)
+            splits = cache_trunk(model, cached_part, splits, cache_folder)  # type: ignore[arg-type, assignment]
         model = TrainedTop(model, cached_part)
     return ClassificationTrainer(model, args, tokenizer, splits, **options)
 

@@ -28,9 +28,7 @@ logger = logging.getLogger(__name__)
 SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
 
 
-def text_to_shards(
-    data: str, folder: Path, tokenizer: str | None = None, vocab_size: int | None = None
-) -> PreTrainedTokenizerBase:
+def text_to_shards(data: str, folder: Path, tokenizer: str, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
     """Tokenize text files into token shards in `folder`, about a twentieth for validation, and return the tokenizer.
 
     `data` is a file or a glob, `tokenizer` the name of one for `load_tokenizer`; instead, `vocab_size` asks for a BPE

@@ -72,7 +72,11 @@ class PushingTrainer(Trainer):
         if not self.is_world_process_zero():
             return None
         folder, destination = str(self.args.output_dir), str(self.hub_model_id)
-        commit = push(folder, destination, message=commit_message or "End of training")
+        try:
+            commit = push(folder, destination, message=commit_message or "End of training")
+        except OSError as error:
+            later = f"python examples/push_to_hub.py --folder {folder} --repo_id {destination}"
+            raise OSError(f"{str(error).removesuffix('.')}: {later}") from error
         difference = check_pushed(folder, destination, commit.oid)
         print(f"\npushed {commit.commit_url}, loaded from there: outputs differ by {difference:g}")
         return commit
