@@ -50,7 +50,7 @@ def make_writer(name: str, folder: Path):
     def write(ids, new_tokens):
         mask = torch.ones_like(ids)
         tokens = model.generate(
-            ids, attention_mask=mask, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False
+            ids, attention_mask=mask, max_new_tokens=new_tokens, eos_token_id=None, do_sample=False
         )
         return tokens[:, ids.shape[1] :]
 
