@@ -142,7 +142,9 @@ def log_odds(logits: torch.Tensor, label: int) -> torch.Tensor:
 
 def join_characters(tokenizer, ids: list[int], attributions: list[float]) -> list[tuple[str, float]]:
     """Tokens as text. A character that is not ASCII may be several tokens, none of which is text by itself."""
-    joined, begun, total = [], [], 0.0
+    joined: list[tuple[str, float]] = []
+    begun: list[int] = []
+    total = 0.0
     for number, (token, attribution) in enumerate(zip(ids, attributions, strict=True), start=1):
         begun, total = [*begun, token], total + attribution
         piece = tokenizer.decode(begun, clean_up_tokenization_spaces=False)

@@ -42,13 +42,13 @@ def linear_cross_entropy(
         A float32 scalar; 0 when no position has a label.
     """
     if shift_labels is None:
-        shift_labels = F.pad(labels[..., 1:], (0, 1), value=ignore_index)
+        shift_labels = F.pad(labels[..., 1:], (0, 1), value=ignore_index)  # type: ignore[index]  # one is given
     rows = hidden_states.reshape(-1, hidden_states.shape[-1])  # (N, C) with N = B * T
     targets = shift_labels.reshape(-1).to(rows.device)  # (N,)
     labelled = targets != ignore_index
     if num_items_in_batch is None:
         num_items_in_batch = labelled.sum()
-    elif torch.is_tensor(num_items_in_batch):
+    elif isinstance(num_items_in_batch, torch.Tensor):
         num_items_in_batch = num_items_in_batch.to(rows.device)
 
     # A compiled graph has fixed shapes, so there the unlabelled rows stay and count as zero.

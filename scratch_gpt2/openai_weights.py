@@ -71,13 +71,15 @@ ARCHITECTURES = {
 # fmt: on
 
 OPENAI_VOCABULARY, NANOGPT_VOCABULARY = 50257, 50304
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
-WEIGHT_FILES += ("pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHT_FILES = (
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
 
 NANOGPT_FIELDS = {"block_size": "n_positions"} | {name: name for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
 # What a configuration says about its own class rather than about the network.
 OWN_CONFIG_FIELDS = {"model_type", "architectures", "auto_map", "transformers_version", "n_ctx"}
-READ_ERRORS = (
+READ_ERRORS: tuple[type[Exception], ...] = (
     OSError,
     EOFError,
     RuntimeError,
@@ -176,7 +178,7 @@ def to_own_names(gpt2_name: str) -> tuple[list[str], str]:
     name = gpt2_name.removeprefix("transformer.")
     block = re.match(r"h\.(\d+)\.", name)
     own, layout = KEYS[f"h.N.{name[block.end() :]}" if block else name]
-    if layout == IGNORED:
+    if own is None:  # ignored
         return [], layout
     own = own.replace("layers.N.", f"layers.{block[1]}.") if block else own
     return [own.replace("{q,k,v}", letter) for letter in "qkv"] if layout == FUSED else [own], layout

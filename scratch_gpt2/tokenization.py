@@ -122,7 +122,7 @@ def merges_from_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 
     The halves of a token are the last two parts left when its bytes are merged by rank.
     """
-    return [_halves(token, ranks) for token in sorted(ranks, key=ranks.get) if len(token) > 1]
+    return [_halves(token, ranks) for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1]
 
 
 def _halves(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:

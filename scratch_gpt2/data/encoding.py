@@ -160,7 +160,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
     """(vocab_size,): how many bytes of text each token stands for; `None` for a tokenizer that is not byte-level."""
     if "ByteLevel" not in str(tokenizer.backend_tokenizer.decoder):
         return None
-    lengths = np.zeros(len(tokenizer), dtype=np.int64)
+    lengths: np.ndarray = np.zeros(len(tokenizer), dtype=np.int64)
     special = set(tokenizer.all_special_ids)
     for token, number in tokenizer.get_vocab().items():
         lengths[number] = 0 if number in special else len(token)  # a byte-level vocabulary spells a byte as a letter

@@ -16,6 +16,7 @@ import random
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -54,7 +55,8 @@ def read_instructions(source: str | list[str], max_rows: int | None = None) -> l
     Raises FileNotFoundError for a missing file, ConnectionError where the Hub cannot be reached, and ValueError,
     with the number of the row, for a row that is no conversation ending with an answer.
     """
-    conversations, empty = [], 0
+    conversations: list[Conversation] = []
+    empty = 0
     for name in [source] if isinstance(source, str) else source:
         for row, origin in read_rows(name):
             if max_rows is not None and len(conversations) == max_rows:
@@ -127,7 +129,8 @@ def as_conversation(row: dict, origin: str) -> Conversation:
         question = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
         return Conversation(messages, question, "", messages[-1]["content"], origin)
     asked, answered = ("instruction", "output") if "instruction" in row else ("prompt", "completion")
-    instruction, output = row.get(asked), row.get(answered)
+    instruction: Any = row.get(asked)
+    output: Any = row.get(answered)
     given = row.get("input") or "" if asked == "instruction" else ""
     for name, text in ((asked, instruction), (answered, output), ("input", given)):
         if not isinstance(text, str):
@@ -180,7 +183,7 @@ def split(
     random.Random(seed).shuffle(shuffled)
 
     ends = [round(len(rows) * sum(fractions[: part + 1])) for part in range(3)]
-    parts: tuple[list[Conversation], ...] = ([], [], [])
+    parts: tuple[list[Conversation], list[Conversation], list[Conversation]] = ([], [], [])
     done = 0
     for group in shuffled:
         parts[next(part for part in range(3) if done < ends[part])].extend(group)

@@ -55,7 +55,7 @@ def read_labelled_text(
     read = kinds.get(Path(file).suffix)
     if read is None:
         raise ValueError(f"{file} is of an unknown kind; use .tsv, .csv, .jsonl or .parquet.")
-    with reading_utf8(file):
+    with reading_utf8(str(file)):
         found = read(file, text_column, label_column)
         rows = [labelled_row(row, text_column, label_column, origin) for origin, row in found]
     if not rows:
@@ -165,7 +165,7 @@ def remove_duplicates(rows: list[Row]) -> tuple[list[Row], int, int]:
 
     Returns the rows, how many others were removed as duplicates, and how many as contradictions.
     """
-    labels = {}
+    labels: dict[str, set[str]] = {}
     for row in rows:
         labels.setdefault(row["text"], set()).add(row["label"])
     contradictory = {text for text, several in labels.items() if len(several) > 1}
@@ -198,7 +198,7 @@ def split(rows: list[Row], seed: int, fractions: tuple[float, float, float] = FR
     if len(by_label) < 2:
         raise ValueError(f"All rows have the label {next(iter(by_label), None)!r}; a classifier needs at least two.")
     rng = random.Random(seed)
-    numbers = {name: [] for name in SPLITS}
+    numbers: dict[str, list[int]] = {name: [] for name in SPLITS}
     for label, members in by_label.items():
         if len(members) < len(SPLITS):
             raise ValueError(
@@ -216,7 +216,7 @@ def split(rows: list[Row], seed: int, fractions: tuple[float, float, float] = FR
 
 def group_by_label(rows: list[Row]) -> dict[str, list[int]]:
     """Row numbers of each label, labels in alphabetical order, so that a seed always means the same choice."""
-    groups = {label: [] for label in sorted({row["label"] for row in rows})}
+    groups: dict[str, list[int]] = {label: [] for label in sorted({row["label"] for row in rows})}
     for number, row in enumerate(rows):
         groups[row["label"]].append(number)
     return groups

@@ -178,7 +178,7 @@ def read_whole_text(file: str) -> str:
 
 def read_text(file: str, separator: str | None) -> Iterator[Piece]:
     if file == "-":
-        sys.stdin.reconfigure(encoding="utf-8-sig", newline="")
+        sys.stdin.reconfigure(encoding="utf-8-sig", newline="")  # type: ignore[union-attr]
         with reading_utf8("standard input"):
             yield from split_text(sys.stdin, separator)
     else:

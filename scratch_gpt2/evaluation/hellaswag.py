@@ -145,7 +145,7 @@ def parse_row(row: dict) -> Example:
         raise ValueError(
             f"the field 'label' is {row['label']!r} but must be 0, 1, 2 or 3, as in the validation split."
         )
-    example = Example(row["ind"], *texts[:3], tuple(endings), int(row["label"]))
+    example = Example(row["ind"], row["activity_label"], row["ctx_a"], row["ctx_b"], tuple(endings), int(row["label"]))
     context, cleaned = harness_texts(example)
     if not all(check_text(text).strip() for text in (context, *cleaned)):
         raise ValueError("the context or an ending is empty once its bracketed marks are removed.")

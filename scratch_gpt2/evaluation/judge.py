@@ -279,7 +279,7 @@ class Asker:
         if isinstance(error, TimeoutError):
             return f"no whole answer within {self.endpoint.timeout:g} seconds"
         if status := http_status(error):
-            message = " ".join(error.response.text.split())[:200]
+            message = " ".join(error.response.text.split())[:200]  # type: ignore[attr-defined]
             return self.redact(f"HTTP {status}: {message or 'no message'}")
         if isinstance(error, ValueError | TypeError | AttributeError):
             return "the answer is no chat completion"

@@ -116,10 +116,10 @@ def perplexity(
 def check_window(model, context_length: int | None, stride: int | None) -> tuple[int, int]:
     """Fill in the defaults and raise ValueError for what cannot be done."""
     positions = getattr(model.config, "max_position_embeddings", None)
-    if context_length is None and positions is None:
-        raise ValueError(f"A {model.config.model_type} model has no longest context; give context_length.")
     if context_length is None:
-        context_length = positions
+        if positions is None:
+            raise ValueError(f"A {model.config.model_type} model has no longest context; give context_length.")
+        context_length = int(positions)
     if context_length < 2:
         raise ValueError(f"context_length is {context_length} but must be at least 2: one token predicts the next.")
     if positions is not None and context_length > positions:

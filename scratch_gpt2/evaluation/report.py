@@ -86,7 +86,7 @@ def measure_model(name: str, tokenizer_name: str, plan: Plan) -> dict:
     described = len(result)
     if type(model).__name__.endswith("ForSequenceClassification"):
         if plan.classification is not None:
-            result["classification"] = measure_classification(model, tokenizer, plan)
+            result["classification"] = measure_classification(model, tokenizer, plan.classification, plan.batch_size)
     else:
         if plan.new_tokens:
             result["generation"] = measure_generation(model, plan.new_tokens)
@@ -107,15 +107,15 @@ def measure_model(name: str, tokenizer_name: str, plan: Plan) -> dict:
     return result
 
 
-def measure_classification(model, tokenizer, plan: Plan) -> dict:
+def measure_classification(model, tokenizer, data: PreparedClassification, batch_size: int) -> dict:
     from .metrics import classification_metrics
 
-    names = plan.classification.label_names
+    names = data.label_names
     known = list(model.config.id2label.values())
     if sorted(known) != sorted(names):
         raise ValueError(f"The model's labels are {', '.join(known)} but the data's are {', '.join(names)}.")
-    rows = plan.classification.splits["test"]
-    probabilities = classify_text(model, tokenizer, [row["text"] for row in rows], plan.batch_size)
+    rows = data.splits["test"]
+    probabilities = classify_text(model, tokenizer, [row["text"] for row in rows], batch_size)
     # float32 has probabilities of exactly 0, whose logarithm scikit-learn refuses
     scores = np.log([[max(row[name], np.finfo(np.float32).tiny) for name in names] for row in probabilities])
     references = [names.index(row["label"]) for row in rows]

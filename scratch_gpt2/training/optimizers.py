@@ -21,7 +21,7 @@ def parameter_groups(model: PreTrainedModel, weight_decay: float) -> dict[str, d
     """
     outer = [module for module in model.modules() if isinstance(module, nn.Embedding)]
     embeddings = {id(module.weight) for module in (*outer, model.get_output_embeddings())}
-    groups = {"hidden": [], "embeddings": [], "vectors": []}
+    groups: dict[str, list[nn.Parameter]] = {"hidden": [], "embeddings": [], "vectors": []}
     for parameter in model.parameters():
         if not parameter.requires_grad:
             continue

@@ -173,14 +173,16 @@ def cache_rows(trunk: ScratchGPT2Model, part: str, rows: list[dict], folder: Pat
     folder.mkdir(exist_ok=True)
     by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
     vectors = [len(row["input_ids"]) if part == "last_block" else 1 for row in rows]
-    parts, size = [[]], 0
+    parts: list[list[int]] = [[]]
+    size = 0
     for i in by_length:
         if parts[-1] and size + vectors[i] > CHUNK_BYTES // (trunk.dtype.itemsize * trunk.config.n_embd):
             parts.append([])
             size = 0
         parts[-1].append(i)
         size += vectors[i]
-    chunks, places = [], [None] * len(rows)
+    chunks: list[np.ndarray] = []
+    places = [(0, 0, 0)] * len(rows)
     for number, members in enumerate(tqdm(parts, desc="frozen blocks", unit="file", leave=False, disable=None)):
         starts = np.cumsum([0] + [vectors[i] for i in members])
         for i, start in zip(members, starts, strict=False):

@@ -1,0 +1,13 @@
+"""The package says that it is typed (py.typed), so mypy has to agree with what it says."""
+
+from pathlib import Path
+
+from mypy import api
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_mypy_finds_no_fault(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    output, errors, _ = api.run(["--config-file", "pyproject.toml", "--cache-dir", str(tmp_path), "scratch_gpt2"])
+    assert output.startswith("Success: no issues found in"), output + errors
