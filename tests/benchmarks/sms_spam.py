@@ -80,6 +80,8 @@ def train_gpt2(data, args, seed: int, folder: str) -> dict:
         train_only(model, args.train)
     options = {"report_to": "none", "disable_tqdm": True, "seed": seed, "num_train_epochs": args.epochs}
     options |= {"per_device_train_batch_size": args.batch_size, "logging_strategy": "no"}
+    if args.group_by_length:
+        options["train_sampling_strategy"] = "group_by_length"
     options["learning_rate"] = args.learning_rate or CLASSIFICATION_LEARNING_RATES[args.train]
     arguments = TrainingArguments(folder, **CLASSIFICATION_DEFAULTS | options)
     cached_part = args.train if args.train in CACHED_PARTS else None
@@ -159,6 +161,7 @@ def main():
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--adapt_epochs", type=float, default=0, help="of language modelling on the messages before")
     parser.add_argument("--adapt_learning_rate", type=float, default=1e-3)
+    parser.add_argument("--group_by_length", action="store_true", help="batches of texts of similar length")
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--max_length", type=int, default=128)
     parser.add_argument("--threads", type=int, help="of PyTorch; by default all cores")
