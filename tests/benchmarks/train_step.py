@@ -3,10 +3,11 @@
     python tests/benchmarks/train_step.py
     python tests/benchmarks/train_step.py --batch 1 --length 256 --dtype float32 --json
     python tests/benchmarks/train_step.py --nanogpt ~/nanoGPT     # a checkout of karpathy/nanoGPT
+    python tests/benchmarks/train_step.py --length 256 --dtype float32 --masked 0.7     # fine-tuning on answers
 
 Each model trains in a process of its own, in turns, from the same weights on the same tokens: forward, backward,
-AdamW, in float32 or under bfloat16 autocast. The losses must agree, or the work was not the same. Memory is what the
-process (on a GPU: torch) held at most during the steps.
+clipping, AdamW, in float32 or under bfloat16 autocast. The losses must agree, or the work was not the same. Memory is
+what the process (on a GPU: torch) held at most during the steps.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from pathlib import Path
 TOLERANCE = {"float32": 1e-5, "bf16": 2e-3}
 
 
-def train(name: str, args) -> dict:
+def train(name: str, args, masked: float = 0.0) -> dict:
     """A few steps of one model, in this process."""
     import torch
 
@@ -33,6 +34,8 @@ def train(name: str, args) -> dict:
     ids = torch.randint(0, vocab_size, (args.batch, args.length), generator=torch.Generator().manual_seed(0)).to(
         device
     )
+    labels = ids.clone()
+    labels[:, : round(masked * args.length)] = -100
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     reset_peak(device)
     losses, seconds = [], []
@@ -40,11 +43,12 @@ def train(name: str, args) -> dict:
         start = time.perf_counter()
         with torch.autocast(device, torch.bfloat16, enabled=args.dtype == "bf16"):
             if name == "nanogpt":
-                targets = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-1)
-                loss = model(ids, targets)[1]
+                targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-1)
+                loss = model(ids, targets.clamp(min=-1))[1]  # where it takes -1 for no label
             else:
-                loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+                loss = model(input_ids=ids, labels=labels, use_cache=False).loss
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.item())
@@ -140,6 +144,7 @@ def main():
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--dtype", choices=TOLERANCE, default="bf16")
+    parser.add_argument("--masked", type=float, default=0.0, help="share of a row, from its start, without labels")
     parser.add_argument("--steps", type=int, default=2, help="measured steps of each process")
     parser.add_argument("--rounds", type=int, default=2, help="processes of each model")
     parser.add_argument("--nanogpt", help="folder with nanoGPT's model.py")
@@ -148,7 +153,7 @@ def main():
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
-        print(json.dumps(train(args.only, args)))
+        print(json.dumps(train(args.only, args, args.masked)))
         return
     summary = summarise(compare(args))
     if args.json:
