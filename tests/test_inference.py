@@ -20,7 +20,7 @@ def linears(model):
 @pytest.mark.parametrize("rows, length", [(1, 1), (1, 7), (4, 1), (4, 7)])
 @torch.no_grad()
 def test_float32_logits_are_those_of_transformers(rows, length):
-    reference, model = twins()
+    reference, model = twins(attention="sdpa")
     ids = random_ids(rows, length)
     assert model.optimize_for_inference() is model
     assert all(isinstance(block, FastBlock) for block in model.model.layers)
@@ -65,7 +65,7 @@ def test_one_row_is_multiplied_as_by_hand_on_either_kind_of_processor(monkeypatc
 
 @torch.no_grad()
 def test_int8_logits_are_near():
-    reference, model = twins()
+    reference, model = twins(attention="sdpa")
     ids = random_ids(4, 20)
     error = relative_error(model.optimize_for_inference("int8")(ids).logits, reference(ids).logits)
     assert 1e-4 < error < 0.05
@@ -82,7 +82,7 @@ def test_int8_rows_do_not_disturb_each_other():
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.no_grad()
 def test_padded_rows_continued_from_a_cache_are_those_of_transformers(attention):
-    reference, model = twins()
+    reference, model = twins(attention="sdpa")
     model.set_attn_implementation(attention)
     model.optimize_for_inference()
     ids, mask = random_ids(2, 9), torch.ones(2, 9, dtype=torch.long)
@@ -95,7 +95,7 @@ def test_padded_rows_continued_from_a_cache_are_those_of_transformers(attention)
 
 @torch.no_grad()
 def test_one_row_step_by_step_is_that_of_transformers():
-    reference, model = twins()
+    reference, model = twins(attention="sdpa")
     ids, cache = random_ids(1, 6), None
     model.optimize_for_inference()
     for position, expected in enumerate(reference(ids).logits[0]):
