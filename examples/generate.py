@@ -79,7 +79,7 @@ def load(model_name: str, tokenizer_name: str):
             raise  # the sentence says which file is missing or cannot be read
         raise FileNotFoundError(
             f"{model_name!r} is no checkpoint on this machine, nor could it be had from the Hugging Face Hub; "
-            "without a network give a folder, such as runs/quickstart, which `make demo` writes."
+            "without a network give a folder, such as runs/quickstart, which `make quickstart` writes."
         ) from error
     return model.to(PartialState().device), load_tokenizer(tokenizer_name)
 

@@ -50,7 +50,7 @@ def shell(command, cwd):
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A folder that looks like the repository, in which `make demo` has run at smoke size."""
+    """A folder that looks like the repository, in which `make quickstart` has run at smoke size."""
     folder = tmp_path_factory.mktemp("readme")
     for name in ("examples", "README.md", "Makefile", "setup.cfg", "pyproject.toml", "constraints.txt"):
         (folder / name).symlink_to(ROOT / name)
@@ -69,7 +69,9 @@ def workplace(tmp_path_factory):
 def test_make_runs_what_the_readme_says(workplace):
     assert commands(blocks("bash"))[:2] == ["make demo", "make test"]
     demo = shell("make --dry-run demo", workplace).stdout
-    assert demo.splitlines()[-1].endswith(".venv/bin/python examples/quickstart.py")
+    assert demo.splitlines()[-1].endswith(".venv/bin/python space/app.py")
+    quickstart = shell("make --dry-run quickstart", workplace).stdout
+    assert quickstart.splitlines()[-1].endswith(".venv/bin/python examples/quickstart.py")
     test = shell("make --dry-run test", workplace).stdout.splitlines()
     assert test[-3:] == [
         ".venv/bin/ruff check .",

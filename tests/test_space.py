@@ -438,7 +438,7 @@ def test_work_is_shared_by_one_queue(checkpoints):
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
-@pytest.mark.parametrize(("target", "script"), [("space", "space/app.py"), ("demo", "examples/quickstart.py")])
+@pytest.mark.parametrize(("target", "script"), [("demo", "space/app.py"), ("quickstart", "examples/quickstart.py")])
 def test_make_starts_what_it_says(target, script):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     command = ["make", "--dry-run", target]
