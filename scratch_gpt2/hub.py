@@ -386,7 +386,9 @@ def speaking_to_hub(repo_id: str) -> Iterator[None]:
         raise
     except Exception as error:  # the types depend on huggingface_hub's HTTP library
         reason, remedy = explain_refusal(error)
-        raise OSError(f"{repo_id} could not be pushed ({reason}) and stays on the Hub as it was; {remedy}.") from error
+        raise OSError(
+            f"{repo_id} could not be pushed ({reason}) and is on the Hugging Face Hub as it was; {remedy}."
+        ) from error
 
 
 def explain_refusal(error: Exception) -> tuple[str, str]:

@@ -177,7 +177,9 @@ def test_an_upload_cut_off_changes_nothing(client, tiny_tokenizer, tmp_path, mon
     save_again.save_pretrained(folder)
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # before it tries again
     client.cut_after = 1000
-    with pytest.raises(OSError, match=r"alice/cat could not be pushed \(.*\) and stays on the Hub as it was; try"):
+    with pytest.raises(
+        OSError, match=r"alice/cat could not be pushed \(.*\) and is on the Hugging Face Hub as it was; try"
+    ):
         push(folder, "alice/cat")
     assert client.repositories["alice/cat"].commits[-1] is before
     client.cut_after = None
