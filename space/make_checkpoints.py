@@ -45,7 +45,8 @@ BASE = (
 )
 MESSAGES_RECIPE = "--unescape --seed 42"
 SPAM = (
-    "--train lora --lora_rank 32 --lora_alpha 64 --learning_rate 5e-4 --num_train_epochs 5 --max_length 128 --use_cpu"
+    "--train lora --lora_rank 32 --lora_alpha 64 --learning_rate 1e-3 --num_train_epochs 5 --max_length 128 "
+    "--train_sampling_strategy group_by_length --use_cpu"
 )
 ASSISTANT = "--lora --lora_rank 32 --lora_alpha 64 --pack --learning_rate 1e-3 --num_train_epochs 4 --use_cpu"
 
