@@ -16,6 +16,7 @@ import torch
 from huggingface_hub import ModelCard, ModelCardData
 from models import Checkpoints
 from safetensors.torch import load_file, save_file
+from transformers import set_seed
 
 from scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification
 from scratch_gpt2.classification import classify_text
@@ -61,6 +62,7 @@ choose the epoch, 1,035 to test. None of it is in this repository.""",
 to train on, 55 to choose the epoch, 110 kept back. None of it is in this repository. No data with a non-commercial
 licence was used.""",
 }
+PROMPTS = ("Once upon a time", "The king said to the queen that", "She was a young woman of")
 MESSAGES = (
     "Congratulations! You have won a £1000 prize. Call 09061701461 now to claim.",
     "Are you coming home for dinner tonight?",
@@ -89,6 +91,8 @@ def make_base(text: list[str], work: Path) -> None:
     copy(run, target, *TOKENIZER, "run.json", "curves.png", "generation_config.json")
     shrink(run / "model.safetensors", target / "model.safetensors")
     copy_config(run / "config.json", target / "config.json", dtype="bfloat16")
+    model, tokenizer = Checkpoints(CHECKPOINTS).load("base", ScratchGPT2ForCausalLM)
+    record(target, samples=base_samples(model, tokenizer))
     write_card(target, f"prepare_text.py {SHARDS}", f"pretrain.py {BASE}")
 
 
@@ -102,7 +106,8 @@ def make_spam(sms: str, work: Path) -> None:
     copy_adapter(run / "adapter", target)
     copy_config(run / "config.json", target / "config.json")
     model, tokenizer = Checkpoints(CHECKPOINTS).load("spam", ScratchGPT2ForSequenceClassification)
-    record(target, "test", *spam_results(model, tokenizer, data / "test.jsonl"))
+    metrics, samples = spam_results(model, tokenizer, data / "test.jsonl")
+    record(target, split="test", metrics=metrics, samples=samples)
     write_card(target, f"prepare_classification.py {MESSAGES_RECIPE}", f"classify.py {SPAM}")
 
 
@@ -113,7 +118,8 @@ def make_assistant(instructions: str, work: Path) -> None:
     copy(run, target, *TOKENIZER, "run.json", "curves.png")
     copy_adapter(run, target)
     model, tokenizer = Checkpoints(CHECKPOINTS).load("assistant", ScratchGPT2ForCausalLM)
-    record(target, "test", *assistant_results(model, tokenizer, run / "test.json"))
+    metrics, samples = assistant_results(model, tokenizer, run / "test.json")
+    record(target, split="test", metrics=metrics, samples=samples)
     write_card(target, f"sft.py {ASSISTANT}")
 
 
@@ -154,6 +160,16 @@ def copy_adapter(source: Path, target: Path) -> None:
     (target / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
+def base_samples(model, tokenizer) -> list[tuple[str, str]]:
+    samples = []
+    for prompt in PROMPTS:
+        set_seed(0)
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        output = model.generate(ids, do_sample=True, top_k=50, temperature=0.8, max_new_tokens=60)
+        samples.append((prompt, tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)))
+    return samples
+
+
 def spam_results(model, tokenizer, test: Path) -> tuple[dict, list[tuple[str, str]]]:
     """Metrics on the test messages, and samples."""
     rows = [json.loads(line) for line in test.read_text(encoding="utf-8").splitlines()]
@@ -186,10 +202,10 @@ def assistant_results(model, tokenizer, test: Path) -> tuple[dict, list[tuple[st
     return metrics, list(zip(questions, texts[:SHOWN_ANSWERS], strict=True))
 
 
-def record(target: Path, split: str, metrics: dict[str, float], samples: list[tuple[str, str]]) -> None:
+def record(target: Path, **results: object) -> None:
     """Put what the Space's own copy of a model does into its run.json, in place of what was measured in training."""
     file = target / "run.json"
-    run = json.loads(file.read_text()) | {"split": split, "metrics": metrics, "samples": samples}
+    run = json.loads(file.read_text()) | results
     file.write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n")
 
 

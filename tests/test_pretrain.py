@@ -96,6 +96,15 @@ def test_resume_is_the_same_run(tmp_path, optimizer):
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
+def test_resuming_a_finished_run_takes_no_step(tmp_path):
+    make_trainer(tmp_path).train()
+    resumed = make_trainer(tmp_path, seed=1)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert resumed.state.global_step == 6
+    for name, tensor in load_file(tmp_path / "checkpoint-6" / "model.safetensors").items():
+        assert torch.equal(resumed.model.get_parameter(name), tensor), name
+
+
 def test_the_comparison_would_notice_another_run(tmp_path):
     first, second = (make_trainer(tmp_path / str(seed), seed=seed, max_steps=1, save_strategy="no") for seed in (0, 1))
     first.train()

@@ -48,7 +48,7 @@ def check_push(args: TrainingArguments, base_of_adapter: str | None = None) -> N
 
 
 class PushingTrainer(Trainer):
-    """Trainer whose `--push_to_hub` pushes as `hub.push` does.
+    """Trainer whose `--push_to_hub` pushes as `hub.push` does, and that takes no step after the last one.
 
     Trainer itself would push the whole output folder, with token shards, test rows and training_args.bin, in several
     commits. `save_model` does not push; call `push_to_hub` when everything is in the output folder.
@@ -58,6 +58,13 @@ class PushingTrainer(Trainer):
     """
 
     run: dict | None = None
+
+    def _run_epoch(self, **kwargs) -> None:
+        """Trainer (5.23) takes one step more where a finished run is resumed, say, because its end was not saved."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(**kwargs)
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         check_push(self.args)
