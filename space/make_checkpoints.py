@@ -49,7 +49,7 @@ SPAM = (
     "--train lora --lora_rank 32 --lora_alpha 64 --learning_rate 1e-3 --num_train_epochs 5 --max_length 128 "
     "--train_sampling_strategy group_by_length --use_cpu"
 )
-ASSISTANT = "--lora --lora_rank 32 --lora_alpha 64 --pack --learning_rate 1e-3 --num_train_epochs 4 --use_cpu"
+ASSISTANT = "--lora --lora_rank 128 --lora_alpha 256 --pack --learning_rate 1e-3 --num_train_epochs 6 --use_cpu"
 
 DATA = {
     "base": """Text in the public domain: Shakespeare's plays (`tiny_shakespeare`) and books by Austen and others from
@@ -221,7 +221,7 @@ def write_card(folder: Path, *commands: str) -> None:
         introduction(config, {"name": "checkpoints/base"} if is_adapter else None, is_adapter)
         + " The weights are stored in bfloat16, and are under this project's licence, MIT.",
         f"## Data\n\n{DATA[name]}",
-        f"## Commands\n\nAs `space/make_checkpoints.py` gives them, without the files:\n\n```bash\n{steps}\n```",
+        f"## Commands\n\nFrom `space/make_checkpoints.py`, without the files; seed 42:\n\n```bash\n{steps}\n```",
         *training_section(run),
         "\n".join(f"![{file.stem}]({file.name})" for file in sorted(folder.glob("*.png"))),
         limits(config, run),

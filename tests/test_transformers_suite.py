@@ -169,7 +169,8 @@ class TextGeneration(PipelineTask):
     arguments = {"max_new_tokens": 5, "do_sample": False, "return_full_text": False}
 
     def check(self, pipe, text, output, expected):
-        first_token = pipe.tokenizer.decode(expected.logits[0, -1].argmax())
+        # Random weights may begin with the eos token, which the pipeline does not show.
+        first_token = pipe.tokenizer.decode(expected.logits[0, -1].argmax(), skip_special_tokens=True)
         assert output[0]["generated_text"].startswith(first_token)
         full = pipe(text, return_full_text=True)[0]["generated_text"]
         assert full == text + output[0]["generated_text"]
