@@ -54,7 +54,8 @@ ASSISTANT = "--lora --lora_rank 128 --lora_alpha 256 --pack --learning_rate 1e-3
 DATA = {
     "base": """Text in the public domain: Shakespeare's plays (`tiny_shakespeare`) and books by Austen and others from
 Project Gutenberg. A sample of TinyStories (Eldan and Li 2023, CDLA-Sharing-1.0). WikiText-2's test text (Merity et al.
-2016, CC BY-SA 3.0 and GFDL). None of it is in this repository.""",
+2016, CC BY-SA 3.0 and GFDL). None of it is in this repository. The stories are divided by `<|endoftext|>` as ordinary
+text, so the model writes that too.""",
     "spam": """The SMS Spam Collection v.1 (Almeida, Gómez Hidalgo and Yamakami, DocEng 2011), provided by its authors
 free and without warranty. Duplicates were removed before it was split (seed 42): 3,619 messages to train on, 517 to
 choose the epoch, 1,035 to test. None of it is in this repository.""",
