@@ -15,7 +15,7 @@ kept on disk; the folder is removed at the end unless `--trunk_cache` names one 
 computes them anew in every epoch, with the same result but for rounding (and but for the random numbers of dropout).
 
 All of transformers' TrainingArguments can be set too: `--num_train_epochs`, `--seed`, `--train_sampling_strategy
-group_by_length` (batches of short texts only and of long texts only: with the SMS messages 1.05 tokens are computed for
+group_by_length` (batches of short texts only and of long texts only: of the SMS messages 1.05 tokens are computed for
 each token of a text instead of 2.36). A run that was stopped goes on with `--resume` added to its command.
 
 The output folder gets the model and its tokenizer (adapters are merged, and kept by themselves in adapter/),
