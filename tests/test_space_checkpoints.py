@@ -1,6 +1,7 @@
 """The models that come with the Space: small, described, and as good as their cards say."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -40,7 +41,7 @@ def test_the_card_tells_how_it_was_made(name):
         assert f"\n{heading}\n" in card
     run = json.loads((EMBEDDED_FOLDER / name / "run.json").read_text())
     assert all(f"| {metric} | {value:.4f} |" in card for metric, value in run["metrics"].items())
-    assert "/work" not in card and "/tmp" not in card and "/home" not in card
+    assert not re.search(r"""[\s"'`(]/\w+/\w""", card), "a path of somebody's machine"
 
 
 def test_spam_is_as_accurate_as_its_card_says(checkpoints, shared_data, tmp_path):
