@@ -63,6 +63,37 @@ def test_one_row_is_multiplied_as_by_hand_on_either_kind_of_processor(monkeypatc
     assert product(torch.tensor([[1.0, 10.0], [0, 1.0]])).tolist() == [[21.5, 43, 65], [2.5, 4, 6]]
 
 
+@pytest.fixture
+def two_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(
+    "weight, n_parts, cuts_sum",
+    [
+        ([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], 2, True),  # three outputs cannot be halved, the sum of two can
+        ([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], 2, False),
+        ([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]], 1, True),
+    ],
+)
+@pytest.mark.parametrize("with_bias", [True, False])
+@torch.no_grad()
+def test_one_row_in_parts_is_the_whole_product(monkeypatch, two_threads, weight, n_parts, cuts_sum, with_bias):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    layer = torch.nn.Linear(len(weight[0]), len(weight), bias=with_bias)
+    layer.weight.data = torch.tensor(weight)
+    if with_bias:
+        layer.bias.data = torch.arange(len(weight)) + 0.5
+    row = torch.tensor([[[1.0, 10.0, 100.0][: len(weight[0])]]])
+    product = Product(lay_out([layer]), layer.bias)
+    assert (product.n_parts, product.cuts_sum) == (n_parts, cuts_sum)
+    expected = [sum(w * x for w, x in zip(line, row[0, 0].tolist(), strict=True)) for line in weight]
+    assert product(row).tolist() == [[[value + with_bias * (i + 0.5) for i, value in enumerate(expected)]]]
+
+
 @torch.no_grad()
 def test_int8_logits_are_near():
     reference, model = twins(attention="sdpa")

@@ -4,7 +4,7 @@
     python tests/benchmarks/decode.py --batch 8 --rounds 5 --json
     python tests/benchmarks/decode.py --prompt 512 --new_tokens 1      # prefill
 
-All write the same number of tokens, greedily, with the same random weights, in turns in one process:
+All write the same number of tokens, greedily, with the same random weights, in turns, each in its own process:
 
 transformers       transformers' GPT2LMHeadModel, float32
 scratch_gpt2       our model as it is loaded
@@ -15,7 +15,7 @@ ctranslate2        its float32 and int8, where it is installed (pip install ctra
 The tokens of the float32 contenders must be equal; for int8 the share of equal ones is shown. Times are medians.
 Bandwidth is the bytes of weights that a step reads, times steps, over the time, as a part of what a plain sum over
 400 MB reads per second in the same turns; with a long prompt it means nothing. Memory is what a contender's process
-holds after its first text, all contenders' libraries included, each in a process of its own (Linux).
+holds after its first text (Linux).
 """
 
 import argparse
@@ -103,41 +103,70 @@ def write_weights(folder: Path, n_layer: int) -> bool:
     return True
 
 
+class Contender:
+    """A writer in a process of its own, which waits while another one is measured: the threads of one library cost
+    another one's time where they share a process."""
+
+    def __init__(self, name: str, folder: Path, args):
+        options = ["--batch", str(args.batch), "--prompt", str(args.prompt), "--new_tokens", str(args.new_tokens)]
+        command = [sys.executable, __file__, "--only", name, "--weights", str(folder), *options]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        first = self.write()
+        self.tokens, self.memory_mb = first["tokens"], first["memory_mb"]
+        self.runs = []
+
+    def write(self) -> dict:
+        self.process.stdin.write("write\n")
+        self.process.stdin.flush()
+        return json.loads(self.process.stdout.readline())
+
+    def median(self, key: str) -> float:
+        return statistics.median(run[key] for run in self.runs)
+
+
+def answer_requests(name: str, args) -> None:
+    """The process of a contender: for each line it reads, it writes the text again and says what that took."""
+    write, ids = make_writer(name, Path(args.weights)), random_prompt(args)
+    for _ in sys.stdin:
+        start, cpu_start = time.perf_counter(), time.process_time()
+        tokens = write(ids, args.new_tokens)
+        run = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
+        print(json.dumps(run | {"tokens": tokens.tolist(), "memory_mb": held_mb()}), flush=True)
+
+
 def compare(args) -> dict:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         names = NAMES if write_weights(folder, args.n_layer) else OURS_AND_THEIRS
-        memory = {name: run_alone(name, folder, args) for name in names} if args.memory else {}
-        writers = {name: make_writer(name, folder) for name in names}
-        ids = random_prompt(args)
-        tokens = {name: write(ids, args.new_tokens) for name, write in writers.items()}  # warms up
-        check_equal(tokens)
-        buffer = torch.ones(100_000_000)
-        seconds, cpu_seconds, read_seconds = {name: [] for name in names}, {name: [] for name in names}, []
+        contenders = {name: Contender(name, folder, args) for name in names}  # each has written once: warm
+        check_equal({name: contender.tokens for name, contender in contenders.items()})
+        buffer, read_seconds = torch.ones(100_000_000), []
         for _ in range(args.rounds):
-            for name, write in writers.items():
-                start, cpu_start = time.perf_counter(), time.process_time()
-                write(ids, args.new_tokens)
-                seconds[name].append(time.perf_counter() - start)
-                cpu_seconds[name].append(time.process_time() - cpu_start)
+            for contender in contenders.values():
+                contender.runs.append(contender.write())
             start = time.perf_counter()
             buffer.sum()
             read_seconds.append(time.perf_counter() - start)
-    bandwidth = buffer.nbytes / statistics.median(read_seconds)
+        for contender in contenders.values():
+            contender.process.communicate()
+    return summarise(contenders, buffer.nbytes / statistics.median(read_seconds), args)
+
+
+def summarise(contenders: dict[str, Contender], bandwidth: float, args) -> dict:
     linear_weights = GPT2Config().vocab_size * 768 + args.n_layer * 12 * 768**2
-    summary = {}
-    for name in names:
-        time_taken = statistics.median(seconds[name])
+    base, summary = contenders["transformers"], {}
+    for name, contender in contenders.items():
+        seconds = contender.median("seconds")
         bytes_read = linear_weights * (1 if name.endswith("int8") else 4) * args.new_tokens
+        equal = torch.tensor(contender.tokens) == torch.tensor(base.tokens)
         summary[name] = {
-            "tokens_per_second": args.batch * args.new_tokens / time_taken,
-            "seconds": time_taken,
-            "cpu_seconds": statistics.median(cpu_seconds[name]),
-            "speed": statistics.median(seconds["transformers"]) / time_taken,
-            "fastest_speed": min(seconds["transformers"]) / min(seconds[name]),
-            "bandwidth": bytes_read / time_taken / bandwidth,
-            "equal_tokens": (tokens[name] == tokens["transformers"]).float().mean().item(),
-            "memory_mb": memory.get(name),
+            "tokens_per_second": args.batch * args.new_tokens / seconds,
+            "seconds": seconds,
+            "cpu_seconds": contender.median("cpu_seconds"),
+            "speed": base.median("seconds") / seconds,
+            "bandwidth": bytes_read / seconds / bandwidth,
+            "equal_tokens": equal.float().mean().item(),
+            "memory_mb": contender.memory_mb,
         }
     return {"read_gb_per_second": bandwidth / 1e9, "contenders": summary}
 
@@ -146,20 +175,13 @@ def random_prompt(args) -> torch.Tensor:
     return torch.randint(0, 50257, (args.batch, args.prompt), generator=torch.Generator().manual_seed(0))
 
 
-def check_equal(tokens: dict[str, torch.Tensor]) -> None:
+def check_equal(tokens: dict[str, list]) -> None:
     for name in EXACT:
-        if name in tokens and not torch.equal(tokens[name], tokens["transformers"]):
-            raise RuntimeError(f"{name} writes other tokens: {tokens[name].tolist()}")
+        if name in tokens and tokens[name] != tokens["transformers"]:
+            raise RuntimeError(f"{name} writes other tokens: {tokens[name]}")
 
 
-def run_alone(name: str, folder: Path, args) -> float:
-    options = ["--batch", str(args.batch), "--prompt", str(args.prompt), "--new_tokens", str(args.new_tokens)]
-    command = [sys.executable, __file__, "--only", name, "--weights", str(folder), *options]
-    return float(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1])
-
-
-def held_mb(name: str, args) -> float:
-    make_writer(name, Path(args.weights))(random_prompt(args), args.new_tokens)
+def held_mb() -> float:
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
@@ -171,14 +193,13 @@ def main():
     parser.add_argument("--new_tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--n_layer", type=int, default=12)
-    parser.add_argument("--memory", action="store_true", help="measure the memory too")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     args = parser.parse_args()
     logging.disable_progress_bar()
     if args.only:
-        print(held_mb(args.only, args))
+        answer_requests(args.only, args)
         return
     result = compare(args)
     if args.json:
@@ -188,10 +209,9 @@ def main():
     print(f"{torch.get_num_threads()} threads, a plain read {result['read_gb_per_second']:.1f} GB/s")
     print(f"{'':<24}{'tokens/s':>9}{'CPU s':>8}{'speed':>8}{'bandwidth':>11}{'equal':>7}{'memory':>10}")
     for name, row in result["contenders"].items():
-        memory = f"{row['memory_mb']:.0f} MB" if row["memory_mb"] else "-"
         print(
             f"{name:<24}{row['tokens_per_second']:>9.1f}{row['cpu_seconds']:>8.2f}{row['speed']:>7.2f}x"
-            f"{row['bandwidth']:>11.0%}{row['equal_tokens']:>7.0%}{memory:>10}"
+            f"{row['bandwidth']:>11.0%}{row['equal_tokens']:>7.0%}{row['memory_mb']:>7.0f} MB"
         )
 
 
