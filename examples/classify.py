@@ -45,7 +45,11 @@ from scratch_gpt2.hub import data_behind, record_run
 from scratch_gpt2.inspection import token_attributions
 from scratch_gpt2.tokenization import load_tokenizer
 from scratch_gpt2.training.adapters import add_lora
-from scratch_gpt2.training.arguments import CLASSIFICATION_DEFAULTS, CLASSIFICATION_LEARNING_RATES
+from scratch_gpt2.training.arguments import (
+    CLASSIFICATION_DEFAULTS,
+    CLASSIFICATION_LEARNING_RATES,
+    keep_freed_memory,
+)
 from scratch_gpt2.training.checkpoints import checkpoint_to_resume
 from scratch_gpt2.training.classification import (
     check_labels,
@@ -206,6 +210,7 @@ def main() -> None:
     if arguments.data is None:
         return explain_only(arguments)
     check_launch(args)
+    keep_freed_memory()
     check_push(args)
     data = load_prepared(arguments.data)
     check_labels(data)

@@ -37,7 +37,13 @@ from scratch_gpt2.data.token_shards import TokenShards, read_index
 from scratch_gpt2.evaluation.hellaswag import Example, read_hellaswag
 from scratch_gpt2.hub import data_behind, record_run
 from scratch_gpt2.tokenization import load_tokenizer
-from scratch_gpt2.training.arguments import GPT3_RECIPE, TOKENS_PER_STEP, TRAINER_DEFAULTS, accumulation_steps
+from scratch_gpt2.training.arguments import (
+    GPT3_RECIPE,
+    TOKENS_PER_STEP,
+    TRAINER_DEFAULTS,
+    accumulation_steps,
+    keep_freed_memory,
+)
 from scratch_gpt2.training.callbacks import HellaSwagCallback, LogCallback, SampleCallback, known_peak_flops
 from scratch_gpt2.training.checkpoints import checkpoint_to_resume
 from scratch_gpt2.training.pretraining import (
@@ -184,6 +190,7 @@ def run_for_card(groups: tuple, folder: str) -> dict:
 def main():
     model_args, data_args, run_args, args = parse_arguments()
     check_launch(args)
+    keep_freed_memory()
     check_push(args)
     checkpoint = checkpoint_to_resume(args.output_dir, run_args.resume)
     examples = hellaswag_examples(run_args)

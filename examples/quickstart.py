@@ -24,7 +24,7 @@ from scratch_gpt2.cli import run_main
 from scratch_gpt2.data.python_text import python_documents
 from scratch_gpt2.data.text_sources import read_text
 from scratch_gpt2.tokenization import check_text, train_tokenizer
-from scratch_gpt2.training.arguments import cpu_computes_bfloat16
+from scratch_gpt2.training.arguments import cpu_computes_bfloat16, keep_freed_memory
 from scratch_gpt2.training.optimizers import muon_for_trainer
 from scratch_gpt2.training.plots import plot_history
 
@@ -98,6 +98,7 @@ def main():
         optimizers=(optimizer, LambdaLR(optimizer, deadline.learning_rate)),
         callbacks=[deadline],
     )
+    keep_freed_memory()
     trainer.train()
     history = trainer.state.log_history
     loss = [entry["eval_loss"] for entry in history if "eval_loss" in entry][-1]

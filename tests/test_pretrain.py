@@ -1,5 +1,6 @@
 """Pretraining: what is derived from the arguments, resuming as the same run, broken checkpoints, the script."""
 
+import ctypes
 import importlib.util
 import json
 import os
@@ -450,3 +451,19 @@ def test_smoke(tmp_path, monkeypatch, capsys):
     output = capsys.readouterr().out
     assert "1,024 tokens = 1 process(es) x 8 rows x 64 tokens x 2 passes" in output
     assert "bits per byte" in output
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
+def test_freed_memory_is_used_again():
+    """64 MB are 16,384 pages, each of which would fault when it is written the second time too."""
+    code = """
+import resource, torch
+from scratch_gpt2.training.arguments import keep_freed_memory
+keep_freed_memory()
+torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert int(output) < 100

@@ -1,5 +1,7 @@
 """The recipe of a pretraining run, and the numbers that follow from what the user gives."""
 
+import ctypes
+import sys
 from typing import Any
 
 import torch
@@ -78,3 +80,16 @@ def cpu_computes_bfloat16() -> bool:
     """Whether the processor has instructions for bfloat16; without them it is emulated, a hundred times slower."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.13 has it
     return capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what this process frees, for training on a CPU.
+
+    glibc returns large buffers to Linux, which clears them page by page when the next step asks again: 12% of the CPU
+    time of a training step of six of GPT-2 124M's blocks, against 7% more memory. Without glibc, do nothing.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        m_trim_threshold, m_mmap_max = -1, -4  # /usr/include/malloc.h
+        mallopt(m_trim_threshold, 2**31 - 1)
+        mallopt(m_mmap_max, 0)
