@@ -1,8 +1,9 @@
-"""Speed of writing text with GPT-2 124M on a CPU, beside transformers' GPT-2 and CTranslate2.
+"""Speed of writing text with GPT-2 124M on a CPU, beside transformers' GPT-2, CTranslate2 and onnxruntime.
 
     python tests/benchmarks/decode.py
     python tests/benchmarks/decode.py --batch 8 --rounds 5 --json
     python tests/benchmarks/decode.py --prompt 512 --new_tokens 1      # prefill
+    python tests/benchmarks/decode.py --preset tiny --new_tokens 4     # whether it works
 
 All write the same number of tokens, greedily, with the same random weights, in turns, each in its own process:
 
@@ -10,9 +11,11 @@ transformers       transformers' GPT2LMHeadModel, float32
 scratch_gpt2       our model as it is loaded
 ... optimized      after optimize_for_inference()
 ... int8           after optimize_for_inference(weights="int8")
+... bf16           transformers' and ours after optimize_for_inference(), where the CPU computes bfloat16
 ctranslate2        its float32 and int8, where it is installed (pip install ctranslate2)
+onnxruntime        transformers' model exported with its key-value cache, float32 (pip install onnxruntime onnxscript)
 
-The tokens of the float32 contenders must be equal; for int8 the share of equal ones is shown. Times are medians.
+The tokens of the float32 contenders must be equal; of the others the share of equal ones is shown. Times are medians.
 Bandwidth is the bytes of weights that a step reads, times steps, over the time, as a part of what a plain sum over
 400 MB reads per second in the same turns; with a long prompt it means nothing. Memory is what a contender's process
 holds after its first text (Linux).
@@ -25,26 +28,43 @@ import subprocess
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, set_seed
 from transformers.utils import logging
 
 from scratch_gpt2 import ScratchGPT2ForCausalLM
+from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
+from scratch_gpt2.training.arguments import cpu_computes_bfloat16
 
-EXACT = ("transformers", "scratch_gpt2", "scratch_gpt2 optimized", "ctranslate2")
-OURS_AND_THEIRS = ("transformers", "scratch_gpt2", "scratch_gpt2 optimized", "scratch_gpt2 int8")
-NAMES = (*OURS_AND_THEIRS, "ctranslate2", "ctranslate2 int8")
+EXACT = ("transformers", "scratch_gpt2", "scratch_gpt2 optimized", "ctranslate2", "onnxruntime")
+WEIGHT_BYTES = {"int8": 1, "bf16": 2}  # float32: 4
+
+
+def contender_names() -> list[str]:
+    """Those that this machine can run."""
+    names = ["transformers", "scratch_gpt2", "scratch_gpt2 optimized", "scratch_gpt2 int8"]
+    if cpu_computes_bfloat16():
+        names += ["transformers bf16", "scratch_gpt2 bf16"]
+    if find_spec("ctranslate2"):
+        names += ["ctranslate2", "ctranslate2 int8"]
+    if find_spec("onnxruntime") and find_spec("onnxscript"):
+        names += ["onnxruntime"]
+    return names
 
 
 def make_writer(name: str, folder: Path):
     """A function from (B, T) ids and a number of tokens to the (B, n) new ids."""
+    if name == "onnxruntime":
+        return make_onnx_writer(folder)
     if name.startswith("ctranslate2"):
         return make_ctranslate2_writer(folder, "int8" if name.endswith("int8") else "float32")
-    model_class = GPT2LMHeadModel if name == "transformers" else ScratchGPT2ForCausalLM
-    model = model_class.from_pretrained(folder, dtype=torch.float32)
-    if name != "transformers" and name != "scratch_gpt2":
+    model_class = GPT2LMHeadModel if name.startswith("transformers") else ScratchGPT2ForCausalLM
+    dtype = torch.bfloat16 if name.endswith("bf16") else torch.float32
+    model = model_class.from_pretrained(folder, dtype=dtype).eval()
+    if name.startswith("scratch_gpt2 "):
         model.optimize_for_inference("int8" if name.endswith("int8") else None)
 
     def write(ids, new_tokens):
@@ -77,6 +97,53 @@ def make_ctranslate2_writer(folder: Path, compute_type: str):
     return write
 
 
+def make_onnx_writer(folder: Path):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(folder / "onnx" / "model.onnx", options)
+    names = [argument.name for argument in session.get_inputs()]  # the ids, then keys and values of every block
+    n_heads, head_size = (session.get_inputs()[1].shape[i] for i in (1, 3))
+    to_value = onnxruntime.OrtValue.ortvalue_from_numpy
+
+    def write(ids, new_tokens):
+        empty = torch.zeros(len(ids), n_heads, 0, head_size).numpy()
+        past, step_ids, written = [to_value(empty) for _ in names[1:]], ids, []
+        for _ in range(new_tokens):
+            inputs = dict(zip(names, [to_value(step_ids.numpy()), *past], strict=True))
+            logits, *past = session.run_with_ort_values(None, inputs)
+            step_ids = torch.from_numpy(logits.numpy().argmax(-1, keepdims=True))
+            written.append(step_ids)
+        return torch.cat(written, 1)
+
+    return write
+
+
+class StepWithCache(torch.nn.Module):
+    """transformers' GPT-2 with tensors only for ONNX: (B, T) ids and the keys and values of every block, by turns, to
+    the logits of the last position and the longer keys and values."""
+
+    def __init__(self, model: GPT2LMHeadModel):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids, past):
+        cache = DynamicCache(list(zip(past[::2], past[1::2], strict=True)))
+        output = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return output.logits[:, -1], [x for layer in output.past_key_values.layers for x in (layer.keys, layer.values)]
+
+
+def export_to_onnx(model: GPT2LMHeadModel, folder: Path) -> None:
+    config, free = model.config, torch.export.Dim.DYNAMIC
+    past = [torch.zeros(2, config.n_head, 3, config.n_embd // config.n_head) for _ in range(2 * config.n_layer)]
+    shapes = ({0: free, 1: free}, [{0: free, 2: free}] * len(past))
+    inputs = (torch.zeros(2, 5, dtype=torch.long), past)
+    (folder / "onnx").mkdir()
+    file = folder / "onnx" / "model.onnx"
+    torch.onnx.export(StepWithCache(model).eval(), inputs, file, dynamic_shapes=shapes, dynamo=True, verbose=False)
+
+
 def convert_to_ctranslate2(model: GPT2LMHeadModel, folder: Path) -> None:
     """What ctranslate2's own converter does, with numbers for tokens: random weights have no vocabulary."""
     from ctranslate2.converters.transformers import GPT2Loader
@@ -90,17 +157,16 @@ def convert_to_ctranslate2(model: GPT2LMHeadModel, folder: Path) -> None:
     spec.save(str(folder / "ctranslate2"))
 
 
-def write_weights(folder: Path, n_layer: int) -> bool:
-    """Random weights, and the same for CTranslate2 where that is installed. A wide distribution makes the text varied,
-    and keeps the best two tokens further apart than rounding."""
+def write_weights(folder: Path, preset: str, names: list[str]) -> None:
+    """Random weights, and the same for the peers that want a file of their own. A wide distribution makes the text
+    varied, and keeps the best two tokens further apart than rounding."""
     set_seed(0)
-    model = GPT2LMHeadModel(GPT2Config(n_layer=n_layer, initializer_range=0.1)).eval()
+    model = GPT2LMHeadModel(GPT2Config(**PRESETS[preset], initializer_range=0.1)).eval()
     model.save_pretrained(folder)
-    try:
+    if "ctranslate2" in names:
         convert_to_ctranslate2(model, folder)
-    except ImportError:
-        return False
-    return True
+    if "onnxruntime" in names:
+        export_to_onnx(model, folder)
 
 
 class Contender:
@@ -135,9 +201,10 @@ def answer_requests(name: str, args) -> None:
 
 
 def compare(args) -> dict:
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        names = NAMES if write_weights(folder, args.n_layer) else OURS_AND_THEIRS
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, names = Path(args.folder or temporary), contender_names()
+        if not (folder / "config.json").exists():
+            write_weights(folder, args.preset, names)
         contenders = {name: Contender(name, folder, args) for name in names}  # each has written once: warm
         check_equal({name: contender.tokens for name, contender in contenders.items()})
         buffer, read_seconds = torch.ones(100_000_000), []
@@ -153,11 +220,12 @@ def compare(args) -> dict:
 
 
 def summarise(contenders: dict[str, Contender], bandwidth: float, args) -> dict:
-    linear_weights = GPT2Config().vocab_size * 768 + args.n_layer * 12 * 768**2
+    config = GPT2Config(**PRESETS[args.preset])
+    linear_weights = config.vocab_size * config.n_embd + config.n_layer * 12 * config.n_embd**2
     base, summary = contenders["transformers"], {}
     for name, contender in contenders.items():
         seconds = contender.median("seconds")
-        bytes_read = linear_weights * (1 if name.endswith("int8") else 4) * args.new_tokens
+        bytes_read = linear_weights * WEIGHT_BYTES.get(name.split()[-1], 4) * args.new_tokens
         equal = torch.tensor(contender.tokens) == torch.tensor(base.tokens)
         summary[name] = {
             "tokens_per_second": args.batch * args.new_tokens / seconds,
@@ -192,7 +260,8 @@ def main():
     parser.add_argument("--prompt", type=int, default=16, help="tokens of a prompt")
     parser.add_argument("--new_tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--n_layer", type=int, default=12)
+    parser.add_argument("--preset", default="gpt2", help="which GPT-2: tiny, gpt2, gpt2-medium, ...")
+    parser.add_argument("--folder", help="existing folder to keep the weights and the peers' conversions in")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
