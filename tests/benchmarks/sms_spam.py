@@ -3,11 +3,11 @@ regression on the same splits.
 
     python tests/benchmarks/sms_spam.py --sms SMSSpamCollection --model runs/base --seeds 5 --json sms_spam.json
     python tests/benchmarks/sms_spam.py --sms SMSSpamCollection --model runs/base --setting full --train all \\
-        --epochs 4 --learning_rate 1e-4
+        --epochs 4 --learning_rate 1e-4 --best_by f1
 
 Settings: `balanced` is the tutorials' (747 messages of either kind, duplicates kept), `full` all messages without
 duplicates. Each seed makes a split of its own (70/10/20), draws its own head and its own order of batches. The epoch
-with the lowest validation loss is tested, once. Everything runs in one process.
+with the lowest validation loss (`--best_by f1`: with the highest F1 there) is tested, once. All runs in one process.
 
 `--adapt_epochs` first trains the base as a language model on the training messages of the split, and on no others
 (ULMFiT's second stage, Howard and Ruder 2018, arXiv:1801.06146, section 3.2).
@@ -82,6 +82,7 @@ def train_gpt2(data, args, seed: int, folder: str) -> dict:
     options |= {"per_device_train_batch_size": args.batch_size, "logging_strategy": "no"}
     if args.group_by_length:
         options["train_sampling_strategy"] = "group_by_length"
+    options["metric_for_best_model"] = args.best_by
     options["learning_rate"] = args.learning_rate or CLASSIFICATION_LEARNING_RATES[args.train]
     arguments = TrainingArguments(folder, **CLASSIFICATION_DEFAULTS | options)
     cached_part = args.train if args.train in CACHED_PARTS else None
@@ -158,6 +159,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--learning_rate", type=float, help="by default examples/classify.py's")
     parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--best_by", choices=["loss", "f1"], default="loss", help="what the validation chooses by")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--adapt_epochs", type=float, default=0, help="of language modelling on the messages before")
     parser.add_argument("--adapt_learning_rate", type=float, default=1e-3)
