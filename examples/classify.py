@@ -133,6 +133,8 @@ def explain_only(arguments: Arguments) -> None:
         raise ValueError(
             "--data is missing: give a folder that examples/prepare_classification.py made, or --explain TEXT."
         )
+    if Path(arguments.model, "adapter_config.json").is_file():
+        raise ValueError(f"{arguments.model} is an adapter; give a model that it was merged into (merge_and_unload).")
     if head_labels(arguments.model) is None:
         raise ValueError(f"{arguments.model} is not a classifier; train one with --data first.")
     model = ScratchGPT2ForSequenceClassification.from_pretrained(arguments.model)

@@ -323,6 +323,10 @@ def test_bad_arguments(inputs, tmp_path, capsys):
         patch.setattr(sys, "argv", [*base, "--explain", "The cat"])
         with pytest.raises(ValueError, match=r"base is not a classifier; train one with --data first\.$"):
             classify.main()
+        (tmp_path / "adapter_config.json").write_text("{}")
+        patch.setattr(sys, "argv", ["classify.py", "--model", str(tmp_path), "--explain", "The cat"])
+        with pytest.raises(ValueError, match=r" is an adapter; give a model that it was merged into"):
+            classify.main()
 
 
 def test_bad_texts_to_classify(inputs, tiny_tokenizer):
