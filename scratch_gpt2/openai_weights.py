@@ -113,6 +113,7 @@ def read_checkpoint(model_class: type[PreTrainedModel], name_or_path, kwargs: di
     lookup = {name: kwargs.pop(name) for name in LOOKUP_ARGUMENTS if name in kwargs}
     use_safetensors, variant = kwargs.pop("use_safetensors", None), kwargs.pop("variant", None)
     dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None) or "auto"
+    keep = False
     if os.path.isfile(os.path.join(path, "hparams.json")):
         fields, tensors = read_tensorflow(path)
     elif path.endswith(".pt") or os.path.isfile(os.path.join(path, "ckpt.pt")):
@@ -120,14 +121,14 @@ def read_checkpoint(model_class: type[PreTrainedModel], name_or_path, kwargs: di
         fields, tensors = read_nanogpt(file, kwargs.get("vocab_size", OPENAI_VOCABULARY))
     else:
         lookup = pin_revision(path, lookup)
-        fields, tensors = read_transformers(path, lookup, use_safetensors, variant)
+        fields, tensors, keep = read_transformers(path, lookup, use_safetensors, variant)
         if model_class.can_generate() and kwargs.get("generation_config") is None:
             kwargs["generation_config"] = read_generation_config(path, lookup)
 
     config, kwargs = make_config(fields, kwargs, origin=path)
     shapes = model_shapes(model_class, config)
     state_dict = to_own_state_dict(
-        tensors, shapes, path, target_dtype(dtype, config), kwargs.get("ignore_mismatched_sizes", False)
+        tensors, shapes, path, target_dtype(dtype, config), kwargs.get("ignore_mismatched_sizes", False), keep
     )
     check_complete(state_dict, shapes, path)
     generation_config = kwargs.get("generation_config")
@@ -192,11 +193,14 @@ def to_gpt2_name(own_name: str) -> str:
     return gpt2_name.replace("h.N.", f"h.{block[1]}.") if block else gpt2_name
 
 
-def to_own_state_dict(tensors: Tensors, shapes: Shapes, origin: str, dtype=None, ignore_mismatched_sizes=False):
+def to_own_state_dict(
+    tensors: Tensors, shapes: Shapes, origin: str, dtype=None, ignore_mismatched_sizes=False, keep=False
+) -> dict[str, torch.Tensor]:
     """Translate tensor by tensor, and check every name and shape against `shapes`, those of the model to be loaded.
 
     Heads that the model does not have stay in the state dict, for the library to report, all but `lm_head`: that is
-    the token embedding once more. `dtype` None keeps each tensor's own.
+    the token embedding once more. `dtype` None keeps each tensor's own. With `keep`, a tensor that needs no change is
+    taken as it is; all others are copied.
     """
     state_dict = {}
     for gpt2_name, tensor in tensors:
@@ -219,14 +223,15 @@ def to_own_state_dict(tensors: Tensors, shapes: Shapes, origin: str, dtype=None,
             raise ValueError(f"{origin}: unknown key {gpt2_name!r}, as the configuration has fewer blocks.")
         elif own_name == "lm_head.weight":
             continue
-        # To transpose a part of a matrix takes PyTorch three times as long as to copy it and to transpose the copy.
+        if layout == SAME and keep and dtype in (None, tensor.dtype):
+            state_dict[own_name] = tensor
+            continue
         parts = tensor.chunk(3, dim=-1) if layout == FUSED else [tensor]
         for own_name, part in zip(own_names, parts, strict=True):
-            # A copy, so that nothing keeps the file or the fused tensor in memory; made before the temporary one,
-            # which would otherwise leave a hole. Transposing leaves a bias as it is.
-            shape = part.shape if layout == SAME else part.shape[::-1]
-            state_dict[own_name] = torch.empty(shape, dtype=dtype or part.dtype, device=part.device)
-            state_dict[own_name].copy_(part if layout == SAME else part.contiguous().t())
+            # A copy, so that nothing keeps the file or the fused tensor in memory, and without a temporary one, which
+            # would leave a hole. Transposing leaves a bias as it is.
+            part = part if layout == SAME else part.t()
+            state_dict[own_name] = torch.empty(part.shape, dtype=dtype or part.dtype, device=part.device).copy_(part)
     return state_dict
 
 
@@ -320,10 +325,12 @@ def target_dtype(dtype, config: ScratchGPT2Config) -> torch.dtype | None:
 
 
 def read_transformers(name: str, lookup: dict, use_safetensors: bool | None, variant: str | None):
-    """Configuration and tensors of a repository or folder that transformers' GPT-2 could load."""
+    """Configuration and tensors of a repository or folder that transformers' GPT-2 could load; and whether they may be
+    kept, as those of safetensors, which are memory maps as in transformers. In a pickle tensors can share memory."""
     fields, _ = PreTrainedConfig.get_config_dict(name, **lookup)
     files = find_weight_files(name, lookup, use_safetensors, variant)
-    return fields, (pair for file in files for pair in read_tensors(file))
+    tensors = (pair for file in files for pair in read_tensors(file))
+    return fields, tensors, all(file.endswith(".safetensors") for file in files)
 
 
 def find_weight_files(name: str, lookup: dict, use_safetensors: bool | None, variant: str | None) -> list[str]:

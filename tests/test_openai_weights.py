@@ -235,6 +235,31 @@ def test_tensors_own_their_memory(tmp_path):
     assert all(tensor.untyped_storage().nbytes() == tensor.nbytes for tensor in state_dict.values())
 
 
+def test_embeddings_stay_in_the_memory_map_and_matrices_are_copied():
+    gpt2 = random_gpt2()
+    shapes = model_shapes(ScratchGPT2ForCausalLM, ScratchGPT2Config(**SIZES))
+    names = {"wte.weight": "model.embed_tokens.weight", "h.0.mlp.c_fc.weight": "model.layers.0.mlp.up_proj.weight"}
+    tensors = {name: gpt2.transformer.get_parameter(name).detach() for name in names}
+
+    def kept(**options):
+        own = to_own_state_dict(tensors.items(), shapes, "here", **options)
+        return [own[own_name].data_ptr() == tensors[name].data_ptr() for name, own_name in names.items()]
+
+    assert kept(keep=True) == [True, False]
+    assert kept(keep=True, dtype=torch.float32) == [True, False]
+    assert kept(keep=True, dtype=torch.bfloat16) == kept() == [False, False]
+
+
+def test_tensors_that_share_memory_in_a_pickle_are_separated(tmp_path):
+    gpt2 = random_gpt2()
+    gpt2.config.tie_word_embeddings = False
+    gpt2.config.save_pretrained(tmp_path)
+    torch.save(gpt2.state_dict(), tmp_path / "pytorch_model.bin")  # the tied weight, by two names
+    model = ScratchGPT2ForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(model.lm_head.weight, model.model.embed_tokens.weight)
+    assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
+
+
 # Configuration, generation configuration, dtype
 
 
