@@ -6,7 +6,8 @@
 Two questions, in float32, with the same random weights: what does a training step (forward, backward, AdamW) on one
 row of T tokens take, and what does it take to write N tokens greedily? Each model and length has a process of its own,
 in turns; the losses and the tokens must agree, or the work was not the same. Training memory is the most that the
-process held during the steps. `--output` draws the medians into a PNG file and writes them into a JSON file beside it.
+process held during the steps, in writing likewise. `--output` draws the medians into a PNG file and writes them into a
+JSON file beside it.
 """
 
 import argparse
@@ -77,27 +78,32 @@ def check_same_work(kind: str, size: int, works: list[list]) -> None:
             raise RuntimeError(f"The work of {kind} {size} differs: {work}, {works[0]}")
 
 
-def slopes(rows: list[dict]) -> dict[str, dict[str, float]]:
-    """Seconds that each further token adds, from the least squares line through the points of a curve."""
+def slopes(rows: list[dict], quantity: str = "seconds") -> dict[str, dict[str, float]]:
+    """Seconds (or MB, of `peak_mb`) that each further token adds: the least squares line through a curve."""
     curves = {kind: {} for kind in KINDS}
     for kind in KINDS:
         for name in NAMES:
-            points = [(row["size"], row["seconds"]) for row in rows if (row["kind"], row["model"]) == (kind, name)]
+            points = curve_points(rows, kind, name, quantity)
             if len(points) > 1:
                 curves[kind][name] = statistics.linear_regression(*zip(*points, strict=True)).slope
     return curves
 
 
+def curve_points(rows: list[dict], kind: str, name: str, quantity: str) -> list[tuple[int, float]]:
+    return [(row["size"], row[quantity]) for row in rows if (row["kind"], row["model"]) == (kind, name)]
+
+
 def draw(rows: list[dict], path: str) -> None:
     from scratch_gpt2.training.plots import new_figure, save_figure
 
-    figure = new_figure(figsize=(11, 3.5))
-    panels = (("train", "seconds", "training step, s"), ("train", "peak_mb", "training step, MB at most"))
-    panels += (("decode", "seconds", "writing, s"),)
-    for place, (kind, key, title) in enumerate(panels, start=1):
-        axes = figure.add_subplot(1, 3, place, title=title, xlabel="tokens")
+    figure = new_figure(figsize=(9, 7))
+    titles = {"train": "a training step on T tokens", "decode": "writing T tokens"}
+    units = {"seconds": "seconds", "peak_mb": "MB at most"}
+    panels = [(kind, quantity) for kind in KINDS for quantity in units]
+    for place, (kind, quantity) in enumerate(panels, start=1):
+        axes = figure.add_subplot(2, 2, place, title=titles[kind], xlabel="tokens (T)", ylabel=units[quantity])
         for name in NAMES:
-            points = [(row["size"], row[key]) for row in rows if (row["kind"], row["model"]) == (kind, name)]
+            points = curve_points(rows, kind, name, quantity)
             axes.plot(*zip(*points, strict=True), label=name, marker="o", markersize=3)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
@@ -123,13 +129,16 @@ def main():
     if args.output:
         draw(rows, args.output)
     if args.json:
-        print(json.dumps({"preset": args.preset, "rows": rows, "slopes": slopes(rows)}))
+        result = {"preset": args.preset, "rows": rows, "slopes": slopes(rows)}
+        print(json.dumps(result | {"memory_slopes": slopes(rows, "peak_mb")}))
         return
     print(f"{'':<8}{'tokens':>7} {'model':<14}{'seconds':>9}{'peak MB':>9}")
     for row in rows:
         print(f"{row['kind']:<8}{row['size']:>7} {row['model']:<14}{row['seconds']:>9.3f}{row['peak_mb']:>9.0f}")
     for kind, curve in slopes(rows).items():
         print(f"{kind}: " + ", ".join(f"{name} {1000 * slope:.2f} ms a token" for name, slope in curve.items()))
+    for kind, curve in slopes(rows, "peak_mb").items():
+        print(f"{kind}: " + ", ".join(f"{name} {slope:.3f} MB a token" for name, slope in curve.items()))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Throughput and memory of write_token_shards (examples/prepare_text.py), beside plain tiktoken and a process pool.
 
     python tests/benchmarks/tokenize_text.py --text books/*.txt
-    python tests/benchmarks/tokenize_text.py --text books/*.txt --rounds 5 --json result.json
+    python tests/benchmarks/tokenize_text.py --text books/*.txt --rounds 2 --json
 
 The text becomes documents of about 4,000 characters, as web pages are, in a .jsonl file. Every contender reads that
 file, tokenizes it with GPT-2's BPE, ends each document with <|endoftext|> and writes uint16 .npy; ours also makes
@@ -150,20 +150,21 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", nargs="+", required=True, help="text files to tokenize")
     parser.add_argument("--rounds", type=int, default=5, help="processes of each contender")
-    parser.add_argument("--json", help="file for the result")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
         print(json.dumps(measure(args.only, args.text[0])))
         return
     summary = compare([Path(file).read_text(encoding="utf-8") for file in args.text], args.rounds)
+    if args.json:
+        print(json.dumps({"rounds": args.rounds, "contenders": summary}))
+        return
     for r in summary:
         print(
             f"{r['name']:21} {r['megabytes']:5.1f} MB  {r['seconds']:6.2f} s  {r['mb_per_second']:6.2f} MB/s  "
             f"{r['cpu_seconds']:5.2f} s of CPU  {r['cores']:4.2f} cores  peak +{r['peak_mb']:.0f} MB"
         )
-    if args.json:
-        Path(args.json).write_text(json.dumps(summary, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,10 +4,13 @@
     python tests/benchmarks/train_step.py --batch 1 --length 256 --dtype float32 --json
     python tests/benchmarks/train_step.py --nanogpt ~/nanoGPT     # a checkout of karpathy/nanoGPT
     python tests/benchmarks/train_step.py --length 256 --dtype float32 --masked 0.7     # fine-tuning on answers
+    python tests/benchmarks/train_step.py --dtype float32 --compile     # torch.compile for all; needs a C++ compiler
+    python tests/benchmarks/train_step.py --preset tiny --length 64 --dtype float32     # whether it works
 
 Each model trains in a process of its own, in turns, from the same weights on the same tokens: forward, backward,
-clipping, AdamW, in float32 or under bfloat16 autocast. The losses must agree, or the work was not the same. Memory is
-what the process (on a GPU: torch) held at most during the steps.
+clipping, AdamW, in float32 or under bfloat16 autocast. The losses must agree, or the work was not the same. A first
+step warms up and is not measured. Memory is what the process (on a GPU: torch) held at most during the steps. On a
+busy machine compare the seconds of CPU.
 """
 
 import argparse
@@ -23,7 +26,7 @@ from pathlib import Path
 TOLERANCE = {"float32": 1e-5, "bf16": 2e-3}
 
 
-def train(name: str, args, masked: float = 0.0) -> dict:
+def train(name: str, args, masked: float = 0.0, compiled: bool = False) -> dict:
     """A few steps of one model, in this process."""
     import torch
 
@@ -37,10 +40,12 @@ def train(name: str, args, masked: float = 0.0) -> dict:
     labels = ids.clone()
     labels[:, : round(masked * args.length)] = -100
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    if compiled:
+        model.compile()
     reset_peak(device)
-    losses, seconds = [], []
+    losses, seconds, cpu_seconds = [], [], []
     for _ in range(args.steps + 1):  # the first one warms up
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         with torch.autocast(device, torch.bfloat16, enabled=args.dtype == "bf16"):
             if name == "nanogpt":
                 targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-1)
@@ -53,7 +58,9 @@ def train(name: str, args, masked: float = 0.0) -> dict:
         optimizer.zero_grad()
         losses.append(loss.item())
         seconds.append(time.perf_counter() - start)
-    return {"model": name, "losses": losses, "seconds": seconds[1:], "peak_mb": peak_mb(device)}
+        cpu_seconds.append(time.process_time() - cpu_start)
+    times = {"seconds": seconds[1:], "cpu_seconds": cpu_seconds[1:]}
+    return {"model": name, "losses": losses, **times, "peak_mb": peak_mb(device)}
 
 
 def load(name: str, args):
@@ -74,7 +81,9 @@ def as_nanogpt(reference, folder: str):
     sys.path.insert(0, folder)
     from model import GPT, GPTConfig
 
-    model = GPT(GPTConfig(dropout=0.0, vocab_size=reference.config.vocab_size))
+    names = ("n_layer", "n_head", "n_embd", "vocab_size")
+    sizes = {name: getattr(reference.config, name) for name in names}
+    model = GPT(GPTConfig(dropout=0.0, block_size=reference.config.n_positions, **sizes))
     transposed = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight")
     weights = reference.state_dict()
     model.load_state_dict({name: x.T if name.endswith(transposed) else x for name, x in weights.items()}, strict=False)
@@ -105,10 +114,12 @@ def compare(args) -> list[dict]:
     """All rounds of all models, each in its own process; raises where the losses differ."""
     from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
+    from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
+
     names = ["transformers", "scratch_gpt2"] + ["nanogpt"] * (args.nanogpt is not None)
     with tempfile.TemporaryDirectory() as folder:
         set_seed(0)
-        GPT2LMHeadModel(GPT2Config()).save_pretrained(folder)
+        GPT2LMHeadModel(GPT2Config(**PRESETS[args.preset])).save_pretrained(folder)
         runs = []
         for _ in range(args.rounds):
             for name in names:
@@ -129,6 +140,7 @@ def summarise(runs: list[dict]) -> dict[str, dict]:
         mine = [run for run in runs if run["model"] == name]
         summary[name] = {
             "seconds": statistics.median(second for run in mine for second in run["seconds"]),
+            "cpu_seconds": statistics.median(second for run in mine for second in run["cpu_seconds"]),
             "peak_mb": statistics.median(run["peak_mb"] for run in mine),
             "losses": mine[0]["losses"],
         }
@@ -145,6 +157,8 @@ def main():
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--dtype", choices=TOLERANCE, default="bf16")
     parser.add_argument("--masked", type=float, default=0.0, help="share of a row, from its start, without labels")
+    parser.add_argument("--compile", action="store_true", help="torch.compile every model")
+    parser.add_argument("--preset", default="gpt2", help="which GPT-2: tiny, gpt2, gpt2-medium, ...")
     parser.add_argument("--steps", type=int, default=2, help="measured steps of each process")
     parser.add_argument("--rounds", type=int, default=2, help="processes of each model")
     parser.add_argument("--nanogpt", help="folder with nanoGPT's model.py")
@@ -153,17 +167,19 @@ def main():
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
-        print(json.dumps(train(args.only, args, args.masked)))
+        print(json.dumps(train(args.only, args, args.masked, args.compile)))
         return
     summary = summarise(compare(args))
     if args.json:
-        print(json.dumps({"batch": args.batch, "length": args.length, "dtype": args.dtype, "models": summary}))
+        print(json.dumps({"options": vars(args), "models": summary}))
         return
-    print(f"{'model':<14}{'s/step':>8}{'speed':>8}{'peak MB':>10}{'memory':>8}   loss before the first step")
+    print(
+        f"{'model':<14}{'s/step':>8}{'CPU s':>8}{'speed':>8}{'peak MB':>10}{'memory':>8}   loss before the first step"
+    )
     for name, result in summary.items():
         print(
-            f"{name:<14}{result['seconds']:>8.2f}{result['speed']:>7.2f}x{result['peak_mb']:>10.0f}"
-            f"{result['memory']:>8.0%}   {result['losses'][0]:.5f}"
+            f"{name:<14}{result['seconds']:>8.2f}{result['cpu_seconds']:>8.2f}{result['speed']:>7.2f}x"
+            f"{result['peak_mb']:>10.0f}{result['memory']:>8.0%}   {result['losses'][0]:.5f}"
         )
 
 
