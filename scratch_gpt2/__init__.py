@@ -9,6 +9,7 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from .classification import classify_text
 from .configuration_scratch_gpt2 import ScratchGPT2Config
 from .inference import optimize_for_inference, restore_from_inference
 from .modeling_scratch_gpt2 import (
@@ -34,6 +35,7 @@ __all__ = [
     "ScratchGPT2ForTokenClassification",
     "ScratchGPT2Model",
     "ScratchGPT2PreTrainedModel",
+    "classify_text",
     "export_gpt2",
     "load_tokenizer",
     "train_tokenizer",

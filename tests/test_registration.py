@@ -71,6 +71,7 @@ def test_public_names():
         "ScratchGPT2ForTokenClassification",
         "ScratchGPT2Model",
         "ScratchGPT2PreTrainedModel",
+        "classify_text",
         "export_gpt2",
         "load_tokenizer",
         "train_tokenizer",
