@@ -46,6 +46,7 @@ from scratch_gpt2.data.instructions import (
     split,
 )
 from scratch_gpt2.data.token_shards import write_atomically
+from scratch_gpt2.evaluation.responses import encode_reference
 from scratch_gpt2.hub import record_run
 from scratch_gpt2.tokenization import CHAT_TEMPLATE, load_tokenizer, train_tokenizer
 from scratch_gpt2.training.callbacks import LogCallback
@@ -144,6 +145,17 @@ def parse_arguments():
     if "--smoke" in sys.argv:
         parser.set_defaults(**SMOKE)
     return parser.parse_args_into_dataclasses()
+
+
+def check(model_args: ModelArguments, data_args: DataArguments) -> None:
+    if data_args.validation <= 0:
+        raise ValueError(
+            f"validation is {data_args.validation:g} but must be above 0: its loss tells which checkpoint is the best."
+        )
+    if data_args.max_length is not None and data_args.max_length < 1:
+        raise ValueError(f"max_length is {data_args.max_length} but must be at least 1.")
+    if model_args.merge and not (model_args.lora or model_args.qlora):
+        raise ValueError("--merge merges an adapter: add --lora or --qlora, or leave it out.")
 
 
 def make_smoke_files(folder: Path) -> tuple[str, str]:
@@ -252,6 +264,7 @@ def main():
     model_args, data_args, run_args, args = parse_arguments()
     check_launch(args)
     check_arguments(args)
+    check(model_args, data_args)
     checkpoint = checkpoint_to_resume(args.output_dir, run_args.resume)
     set_seed(args.seed)
     with args.main_process_first(desc="data"):
@@ -278,6 +291,8 @@ def main():
     if checkpoint and not (model_args.lora or model_args.qlora):
         check_same_sizes(model, checkpoint)
     train, validation = encode(tokenizer, parts, length, data_args)
+    for conversation in test:
+        encode_reference(tokenizer, conversation)  # raises now what examples/respond.py would after the training
     if run_args.show:
         shown = (show_mask(tokenizer, row) for row in train[: run_args.show])
         PartialState().print("", *shown, sep="\n\n" + "-" * 80 + "\n\n")
@@ -294,7 +309,8 @@ def main():
         callbacks=[LogCallback()],
     )
     groups = (model_args, data_args, run_args, args)
-    trainer.run = {"arguments": groups, "base": model_args.model, "data": data_args.data}
+    token = "token of prompts and answers" if data_args.train_on_prompt else "token of the answers"
+    trainer.run = {"arguments": groups, "base": model_args.model, "data": data_args.data, "loss_per": token}
     room = positions - 32
     shown = [c for c in parts[1] if len(encode_prompt(tokenizer, c.prompt)) < room][: run_args.samples]
     if shown:
@@ -309,7 +325,7 @@ def main():
         loss = metrics["eval_loss"]
         measured = {"loss": loss, "perplexity": math.exp(loss)}
         record_run(args.output_dir, **trainer.run, metrics=measured, samples=samples)
-        print(f"\nvalidation loss {loss:.4f} per token of the answers, perplexity {math.exp(loss):.2f}\nUse it:")
+        print(f"\nvalidation loss {loss:.4f} per {token}, perplexity {math.exp(loss):.2f}\nUse it:")
         print(usage(model_args, args.output_dir))
     if args.push_to_hub:
         trainer.push_to_hub()

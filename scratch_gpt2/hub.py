@@ -84,6 +84,7 @@ def record_run(
     metrics: dict[str, float],
     samples: Iterable[tuple[str, str]] = (),
     split: str = "validation",
+    loss_per: str | None = None,
 ) -> None:
     """Write run.json, from which `model_card` tells how the model in `output_dir` was made.
 
@@ -94,6 +95,7 @@ def record_run(
         data: files, folders or Hub ids of the training data. Of what lies on this machine only the name is kept.
         metrics: by the Hub's names, such as `loss`, `perplexity`, `accuracy`, measured on `split` of the data.
         samples: pairs of a prompt and what the model made of it.
+        loss_per: what `loss` is the mean over, such as `token of the answers`.
     """
     changed = {}
     for group in arguments:
@@ -112,6 +114,7 @@ def record_run(
         "base": None if base is None else public_name(base),
         "data": [public_name(name) for name in data],
         "split": split,
+        "loss_per": loss_per,
         "arguments": changed,
         "metrics": {name: float(value) for name, value in metrics.items() if math.isfinite(value)},
         "samples": [list(sample) for sample in samples],
@@ -258,6 +261,12 @@ def usage(repo_id: str, config: dict, auto_class: str) -> str:
             f"from scratch_gpt2 import {model_class}\nfrom transformers import AutoTokenizer\n\n"
             f'base = {model_class}.from_pretrained("{base}")\n'
             f'model = PeftModel.from_pretrained(base, "{repo_id}")\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{repo_id}")\n```\n\n'
+            "Without it, if the base is a model of scratch_gpt2 too, whose code is then downloaded and run (the "
+            "layers of transformers' own GPT-2 have other names):\n\n```python\nfrom peft import PeftModel\n"
+            f"from transformers import {auto_class}, AutoTokenizer\n\n"
+            f'base = {auto_class}.from_pretrained("{base}", trust_remote_code=True)\n'
+            f'model = PeftModel.from_pretrained(base, "{repo_id}")\n'
             f'tokenizer = AutoTokenizer.from_pretrained("{repo_id}")\n```'
         )
     task = next((task for task, name in TASKS.values() if name == auto_class), ELSEWHERE[0])
@@ -282,7 +291,8 @@ def training_section(run: dict) -> list[str]:
     parts.append(f"Arguments that differ from their defaults:\n\n```json\n{arguments}\n```")
     if run["metrics"]:
         rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in run["metrics"].items())
-        parts.append(f"## Results\n\nOn the {run['split']} data:\n\n| metric | value |\n| --- | ---: |\n{rows}")
+        unit = f", the loss in nats per {run['loss_per']}" if run.get("loss_per") else ""
+        parts.append(f"## Results\n\nOn the {run['split']} data{unit}:\n\n| metric | value |\n| --- | ---: |\n{rows}")
     if run["samples"]:
         shown = "\n\n".join(f"{indented(prompt)}\n\ngave\n\n{indented(text)}" for prompt, text in run["samples"])
         parts.append(f"## Samples\n\nNot chosen and not edited.\n\n{shown}")

@@ -111,6 +111,8 @@ def test_bad_files(write, tmp_path):
     with pytest.raises(ValueError, match=r"line 2 is not JSON.*JSON lines need the ending \.jsonl"):
         read_instructions(str(tmp_path / "lines.json"))
     (tmp_path / "rows.csv").write_text("a,b\n")
+    with pytest.raises(ValueError, match="max_rows is -1 but must be at least 1"):
+        read_instructions(write([{"instruction": "a", "output": "b"}]), max_rows=-1)
     with pytest.raises(ValueError, match=r"rows\.csv is of an unknown kind; use \.json or \.jsonl"):
         read_instructions(str(tmp_path / "rows.csv"))
 
@@ -142,6 +144,8 @@ def test_split_sizes_by_hand(write):
         split(rows, 0, (0.98, 0.01, 0.01))
     with pytest.raises(ValueError, match="must sum to 1"):
         split(rows, 0, (0.9, 0.05, 0.1))
+    with pytest.raises(ValueError, match="none may be negative"):
+        split(rows, 0, (-0.4, 0.9, 0.5))
 
 
 # Encoding

@@ -17,8 +17,9 @@ from transformers import TrainingArguments
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
 from scratch_gpt2.data.collators import PackingCollator, PaddingCollator, pack
-from scratch_gpt2.data.instructions import encode_conversations, encode_prompt, read_instructions
+from scratch_gpt2.data.instructions import encode_conversations, encode_prompt, read_instructions, split
 from scratch_gpt2.tokenization import CHAT_TEMPLATE, train_tokenizer
+from scratch_gpt2.training.callbacks import plot_log
 from scratch_gpt2.training.checkpoints import find_fault
 from scratch_gpt2.training.pretraining import new_model
 from scratch_gpt2.training.sft import InstructionTrainer, fit_to_tokenizer
@@ -200,6 +201,14 @@ def test_what_the_script_leaves_can_be_used(full_run):
     assert isinstance(answer[0]["generated_text"], str | list)
 
 
+def test_the_record_says_what_the_loss_is_per(full_run, files, tmp_path, capsys):
+    assert json.loads((full_run / "run.json").read_text())["loss_per"] == "token of the answers"
+    options = OPTIONS | {"--max_steps": 1, "--samples": 0, "--eval_steps": 1, "--save_steps": 1}
+    run_script(files | options | {"--output_dir": tmp_path}, "--train_on_prompt")
+    assert json.loads((tmp_path / "run.json").read_text())["loss_per"] == "token of prompts and answers"
+    assert " per token of prompts and answers, perplexity " in capsys.readouterr().out
+
+
 def test_the_log(full_run):
     """16 rows, 4 a step, two epochs: 8 steps. The best checkpoint has been loaded before the last evaluation."""
     losses = read_log(full_run, "loss")
@@ -310,7 +319,11 @@ def test_smoke(tmp_path, capsys):
         ({"--model": "NOTHING"}, r"'.*nothing'"),
         ({"--max_length": 193}, r"max_length is 193, but the model has 192 positions"),
         ({"--max_length": 5}, r"Within max_length 5 no answer begins"),
+        ({"--max_length": -3}, r"max_length is -3 but must be at least 1"),
         ({"--max_rows": 2}, r"2 rows are too few"),
+        ({"--max_rows": 0}, r"max_rows is 0 but must be at least 1"),
+        ({"--validation": 0}, r"validation is 0 but must be above 0: its loss tells which checkpoint is the best"),
+        ({"--merge": "true"}, r"--merge merges an adapter: add --lora or --qlora"),
         ({"--label_smoothing_factor": 0.1}, r"label_smoothing_factor is 0\.1, but .* leave it at 0"),
         ({"--push_to_hub": "true"}, r"The Hugging Face Hub cannot be pushed to .*hf auth login"),
     ],
@@ -321,6 +334,26 @@ def test_bad_input(options, message, files, tmp_path):
     with pytest.raises((ValueError, OSError), match=message):
         run_script(files | OPTIONS | {"--output_dir": tmp_path / "out"} | options)
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_kept_back_are_checked_before_the_training(files, tmp_path):
+    conversations = read_instructions(str(files["--data"]))
+    *_, test = split(conversations, seed=42, fractions=(16 / 26, 5 / 26, 5 / 26))
+    number = int(test[2].origin.rpartition(" ")[2])
+    rows = json.loads(files["--data"].read_text())
+    rows[number - 1]["output"] = "red<|endoftext|>green"
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    options = files | OPTIONS | {"--output_dir": tmp_path / "out", "--data": tmp_path / "rows.json"}
+    with pytest.raises(ValueError, match=rf"rows\.json, row {number}: A chat message must not contain"):
+        run_script(options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_curves_without_points_draw_no_warning(tmp_path, recwarn):
+    """Of a run that has been evaluated but has not logged a step, there is only a validation loss."""
+    plot_log([{"step": 0, "eval_loss": 2.0}], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_data_are_required(tmp_path):

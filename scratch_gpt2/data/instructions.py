@@ -55,6 +55,8 @@ def read_instructions(source: str | list[str], max_rows: int | None = None) -> l
     Raises FileNotFoundError for a missing file, ConnectionError where the Hub cannot be reached, and ValueError,
     with the number of the row, for a row that is no conversation ending with an answer.
     """
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"max_rows is {max_rows} but must be at least 1.")
     conversations: list[Conversation] = []
     empty = 0
     for name in [source] if isinstance(source, str) else source:
@@ -175,7 +177,9 @@ def split(
     Raises ValueError for fractions that do not sum to 1, or too few rows for a part that shall have some.
     """
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
-        raise ValueError(f"The fractions {fractions} for training, validation and test must sum to 1.")
+        raise ValueError(
+            f"The fractions {fractions} for training, validation and test must sum to 1, and none may be negative."
+        )
     groups: dict[str, list[Conversation]] = {}
     for row in rows:
         groups.setdefault(json.dumps(row.prompt), []).append(row)

@@ -216,7 +216,8 @@ def plot_log(history: list[dict], path: Path) -> None:
             if points:
                 axes.plot(*zip(*points, strict=True), label=key)
         axes.set_ylabel(title)
-        axes.legend()
+        if axes.lines:
+            axes.legend()
         axes.grid(alpha=0.3)
     axes.set_xlabel("step")
     unfinished = path.with_suffix(".tmp")
