@@ -3,9 +3,11 @@
     python tests/benchmarks/load_memory.py --size gpt2
     python tests/benchmarks/load_memory.py --size gpt2-xl --dtype bfloat16 --shards 2 --json
 
-Writes random weights of the chosen size in float32 to a temporary folder (gpt2-xl: 6.2 GB, deleted afterwards), and
-loads them in fresh processes, the two libraries by turns. Peak memory is VmHWM of /proc/self/status (Linux); it counts
-the pages of a memory-mapped file too, and the libraries themselves: the row "imports only".
+Writes random weights of the chosen size in float32 to a temporary folder (gpt2-xl: 6.2 GB and once more as a
+checkpoint of this package, deleted afterwards), and loads them in fresh processes, by turns. Seconds are those of
+loading and then reading every weight once, as weights may still be in the file until then; CPU seconds are the
+process's own for the same. Peak memory is VmHWM of /proc/self/status (Linux); it counts the pages of a memory-mapped
+file too, and the libraries themselves: the row "imports only".
 """
 
 import argparse
@@ -20,8 +22,10 @@ import torch
 from safetensors.torch import save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from scratch_gpt2 import ScratchGPT2ForCausalLM
 from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
 
+OWN = "scratch_gpt2, own checkpoint"
 LOAD = """
 import sys, time
 import torch
@@ -29,14 +33,14 @@ import transformers, scratch_gpt2
 from transformers import GPT2LMHeadModel
 from scratch_gpt2 import ScratchGPT2ForCausalLM, openai_weights
 name, folder, dtype = sys.argv[1:]
-start = time.perf_counter()
+start, cpu_start = time.perf_counter(), time.process_time()
 if name != "imports only":
-    model_class = {"scratch_gpt2": ScratchGPT2ForCausalLM, "transformers": GPT2LMHeadModel}[name]
+    model_class = GPT2LMHeadModel if name == "transformers" else ScratchGPT2ForCausalLM
     model = model_class.from_pretrained(folder, dtype=dtype)
     checksum = sum(p.sum().item() for p in model.parameters())  # a memory map is read now
-seconds = time.perf_counter() - start
+seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(int(peak.split()[1]) * 1024 / 1e9, seconds)
+print(int(peak.split()[1]) * 1024 / 1e9, seconds, cpu_seconds)
 """
 
 
@@ -52,21 +56,24 @@ def main():
 
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         write_checkpoint(Path(folder), GPT2Config(**PRESETS[args.size]), args.shards)
-        runs = {"imports only": [], "scratch_gpt2": [], "transformers": []}
+        own_folder = Path(folder) / "own"
+        ScratchGPT2ForCausalLM.from_pretrained(folder).save_pretrained(own_folder)
+        runs = {"imports only": [], "scratch_gpt2": [], OWN: [], "transformers": []}
         for _ in range(args.repeats):
             for name, results in runs.items():
-                command = [sys.executable, "-c", LOAD, name, folder, args.dtype]
+                command = [sys.executable, "-c", LOAD, name, own_folder if name == OWN else folder, args.dtype]
                 results.append([float(value) for value in subprocess.check_output(command, text=True).split()])
     medians = {
         name: [statistics.median(column) for column in zip(*results, strict=True)] for name, results in runs.items()
     }
     if args.json:
-        rows = {name: {"peak_gb": peak, "seconds": seconds} for name, (peak, seconds) in medians.items()}
+        columns = ("peak_gb", "seconds", "cpu_seconds")
+        rows = {name: dict(zip(columns, values, strict=True)) for name, values in medians.items()}
         print(json.dumps({"size": args.size, "dtype": args.dtype, "shards": args.shards, **rows}))
         return
     print(f"{args.size}, float32 in {args.shards} file(s), loaded as {args.dtype}, medians of {args.repeats}")
-    for name, (peak, seconds) in medians.items():
-        print(f"{name:14} {peak:6.2f} GB {seconds:6.1f} s")
+    for name, (peak, seconds, cpu_seconds) in medians.items():
+        print(f"{name:28} {peak:6.2f} GB {seconds:6.2f} s {cpu_seconds:6.2f} CPU s")
 
 
 def write_checkpoint(folder: Path, config: GPT2Config, n_shards: int) -> None:
