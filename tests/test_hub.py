@@ -203,7 +203,7 @@ def test_strangers_cannot_push_and_are_told_in_one_sentence(client, tiny_tokeniz
     assert client.repositories == {}
 
 
-PULL = """
+NOT_INSTALLED = """
 import sys
 
 
@@ -214,6 +214,8 @@ class NotInstalled:
 
 
 sys.meta_path.insert(0, NotInstalled())
+"""
+PULL = """
 import torch, transformers
 
 results, heads = sys.argv[1], sys.argv[2:]
@@ -239,7 +241,8 @@ def test_every_head_is_pulled_without_the_package(client, tiny_tokenizer, tmp_pa
         push(folder, f"alice/{auto_class}", private=True)
         model = getattr(scratch_gpt2, head).from_pretrained(folder).eval()
         expected[auto_class] = model(**tiny_tokenizer("The cat sat", return_tensors="pt"))[0]
-    run_python(PULL, tmp_path / "outputs.pt", *HEADS, **client.environment(TOKEN, tmp_path / "elsewhere"))
+    elsewhere = client.environment(TOKEN, tmp_path / "elsewhere")
+    run_python(NOT_INSTALLED + PULL, tmp_path / "outputs.pt", *HEADS, **elsewhere)
     outputs = torch.load(tmp_path / "outputs.pt", weights_only=True)
     torch.testing.assert_close(outputs, expected, rtol=0, atol=1e-6)
 
@@ -293,6 +296,14 @@ def test_an_adapter_is_pushed_as_an_adapter(client, tiny_tokenizer, tmp_path, mo
     card = ModelCard(files["README.md"].decode())
     assert (card.data.library_name, card.data.base_model) == ("peft", "alice/base")
     assert "A LORA adapter of rank 2 (q_proj) for `alice/base`" in card.text
+    ids = torch.arange(1, 9).unsqueeze(0)
+    model = scratch_gpt2.ScratchGPT2ForCausalLM.from_pretrained(base)
+    expected = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()(ids).logits
+    for use, hidden in zip(re.findall("```python\n(.*?)```", card.text, re.DOTALL), ("", NOT_INSTALLED), strict=True):
+        code = f"{hidden}{use}import sys, torch\ntorch.save(model(torch.arange(1, 9)[None]).logits, sys.argv[1])"
+        result = tmp_path / f"logits{len(hidden)}.pt"
+        run_python(code, result, **client.environment(TOKEN, tmp_path / "elsewhere"))
+        torch.testing.assert_close(torch.load(result, weights_only=True), expected, rtol=0, atol=1e-6)
     shown = run_script(client, tmp_path, "push_to_hub.py", *arguments, "--show")
     assert shown.returncode == 0, shown.stderr
     shown = shown.stdout
@@ -434,6 +445,7 @@ def test_instruction_tuning_pushes_its_adapter(client, tiny_tokenizer, tmp_path)
         card = ModelCard(commit.files["README.md"].decode())
         assert (card.data.base_model, card.data.library_name) == ("alice/base", "peft")
         assert "- Data: `rows.json`" in card.text and "| loss | " in card.text
+        assert "On the validation data, the loss in nats per token of the answers:" in card.text
 
 
 @pytest.mark.parametrize("script", ["pretrain", "classify", "sft"])
