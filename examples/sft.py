@@ -49,6 +49,7 @@ from scratch_gpt2.data.token_shards import write_atomically
 from scratch_gpt2.evaluation.responses import encode_reference
 from scratch_gpt2.hub import record_run
 from scratch_gpt2.tokenization import CHAT_TEMPLATE, load_tokenizer, train_tokenizer
+from scratch_gpt2.training.arguments import keep_freed_memory
 from scratch_gpt2.training.callbacks import LogCallback
 from scratch_gpt2.training.checkpoints import checkpoint_to_resume
 from scratch_gpt2.training.pretraining import check_launch, check_same_sizes, model_to_continue, new_model
@@ -265,6 +266,7 @@ def main():
     check_launch(args)
     check_arguments(args)
     check(model_args, data_args)
+    keep_freed_memory()
     checkpoint = checkpoint_to_resume(args.output_dir, run_args.resume)
     set_seed(args.seed)
     with args.main_process_first(desc="data"):
