@@ -4,10 +4,10 @@
     python tests/benchmarks/growth.py --lengths 128 256 512 --new_tokens 1 64 256 --rounds 3 --json
 
 Two questions, in float32, with the same random weights: what does a training step (forward, backward, AdamW) on one
-row of T tokens take, and what does it take to write N tokens greedily? Each model and length has a process of its own,
-in turns; the losses and the tokens must agree, or the work was not the same. Training memory is the most that the
-process held during the steps, in writing likewise. `--output` draws the medians into a PNG file and writes them into a
-JSON file beside it.
+row of T tokens take, and what does it take to write N tokens greedily, also after `optimize_for_inference`? Each model
+and length has a process of its own, in turns; the losses and the tokens must agree, or the work was not the same.
+Training memory is the most that the process held during the steps, in writing likewise. `--output` draws the medians
+into a PNG file and writes them into a JSON file beside it.
 """
 
 import argparse
@@ -21,8 +21,10 @@ from types import SimpleNamespace
 
 from train_step import TOLERANCE, load, peak_mb, reset_peak, train
 
-NAMES = ("transformers", "scratch_gpt2")
-KINDS = ("train", "decode")
+NAMES = {
+    "train": ("transformers", "scratch_gpt2"),
+    "decode": ("transformers", "scratch_gpt2", "scratch_gpt2 optimized"),
+}
 
 
 def measure(name: str, kind: str, size: int, weights: str) -> dict:
@@ -37,6 +39,8 @@ def decode(name: str, new_tokens: int, weights: str) -> dict:
     import torch
 
     model = load(name, SimpleNamespace(weights=weights)).eval()
+    if name == "scratch_gpt2 optimized":
+        model.optimize_for_inference()
     ids = torch.arange(8)[None]
     options = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
     model.generate(ids, max_new_tokens=2, **options)  # warms up
@@ -58,7 +62,7 @@ def compare(args) -> list[dict]:
         set_seed(0)
         GPT2LMHeadModel(GPT2Config(**PRESETS[args.preset])).save_pretrained(folder)
         for kind, size in sizes:
-            runs = {name: [] for name in NAMES}
+            runs = {name: [] for name in NAMES[kind]}
             for _ in range(args.rounds):
                 for name, results in runs.items():
                     command = [sys.executable, __file__, "--only", name, kind, str(size), folder]
@@ -80,9 +84,9 @@ def check_same_work(kind: str, size: int, works: list[list]) -> None:
 
 def slopes(rows: list[dict], quantity: str = "seconds") -> dict[str, dict[str, float]]:
     """Seconds (or MB, of `peak_mb`) that each further token adds: the least squares line through a curve."""
-    curves = {kind: {} for kind in KINDS}
-    for kind in KINDS:
-        for name in NAMES:
+    curves = {kind: {} for kind in NAMES}
+    for kind, names in NAMES.items():
+        for name in names:
             points = curve_points(rows, kind, name, quantity)
             if len(points) > 1:
                 curves[kind][name] = statistics.linear_regression(*zip(*points, strict=True)).slope
@@ -99,10 +103,10 @@ def draw(rows: list[dict], path: str) -> None:
     figure = new_figure(figsize=(9, 7))
     titles = {"train": "a training step on T tokens", "decode": "writing T tokens"}
     units = {"seconds": "seconds", "peak_mb": "MB at most"}
-    panels = [(kind, quantity) for kind in KINDS for quantity in units]
+    panels = [(kind, quantity) for kind in NAMES for quantity in units]
     for place, (kind, quantity) in enumerate(panels, start=1):
         axes = figure.add_subplot(2, 2, place, title=titles[kind], xlabel="tokens (T)", ylabel=units[quantity])
-        for name in NAMES:
+        for name in NAMES[kind]:
             points = curve_points(rows, kind, name, quantity)
             axes.plot(*zip(*points, strict=True), label=name, marker="o", markersize=3)
         axes.set_ylim(bottom=0)
@@ -132,9 +136,9 @@ def main():
         result = {"preset": args.preset, "rows": rows, "slopes": slopes(rows)}
         print(json.dumps(result | {"memory_slopes": slopes(rows, "peak_mb")}))
         return
-    print(f"{'':<8}{'tokens':>7} {'model':<14}{'seconds':>9}{'peak MB':>9}")
+    print(f"{'':<8}{'tokens':>7} {'model':<23}{'seconds':>9}{'peak MB':>9}")
     for row in rows:
-        print(f"{row['kind']:<8}{row['size']:>7} {row['model']:<14}{row['seconds']:>9.3f}{row['peak_mb']:>9.0f}")
+        print(f"{row['kind']:<8}{row['size']:>7} {row['model']:<23}{row['seconds']:>9.3f}{row['peak_mb']:>9.0f}")
     for kind, curve in slopes(rows).items():
         print(f"{kind}: " + ", ".join(f"{name} {1000 * slope:.2f} ms a token" for name, slope in curve.items()))
     for kind, curve in slopes(rows, "peak_mb").items():

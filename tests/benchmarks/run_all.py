@@ -96,15 +96,16 @@ def left_out(args) -> list[str]:
 
 def training_rows(result: dict) -> list[dict]:
     models, options = result["models"], result["options"]
-    ours, theirs = models["scratch_gpt2"], models["transformers"]
+    ours, script, theirs = (models[name] for name in ("scratch_gpt2", "scratch_gpt2 script", "transformers"))
     size = f"{options['batch']} x {options['length']} tokens, {options['dtype']}"
     masked = f", {options['masked']:.0%} of a row masked" if options["masked"] else ""
     goal = 1.5 if masked else 1.3 if options["length"] < 1024 else None
     memory_goal = 1 / 0.55 if (options["dtype"], options["length"]) == ("bf16", 1024) else None
     rows = [
-        row(f"training step, {size}{masked}", "s", name, ours["seconds"], peer["seconds"], goal)
+        row(f"training step, {size}{masked}{way}", "s", name, model["seconds"], peer["seconds"], goal)
+        for way, model in (("", ours), (", freed memory kept by ours", script))
         for name, peer in models.items()
-        if name != "scratch_gpt2"
+        if not name.startswith("scratch_gpt2")
     ]
     what = f"peak memory of a training step, {size}{masked}"
     return [*rows, row(what, "MB", "transformers", ours["peak_mb"], theirs["peak_mb"], memory_goal)]
@@ -149,8 +150,11 @@ def growth_rows(result: dict) -> list[dict]:
     rows = []
     for key, unit, what in (("slopes", "ms", "time"), ("memory_slopes", "MB", "peak memory")):
         for kind, curve in result[key].items():
-            ours, theirs = (curve[name] * (1000 if unit == "ms" else 1) for name in ("scratch_gpt2", "transformers"))
-            rows.append(row(f"{what} of {work[kind]}", unit, "transformers", ours, theirs, 1.0))
+            scale = 1000 if unit == "ms" else 1
+            for name in (name for name in curve if name != "transformers"):
+                way = ", optimized" if name.endswith(" optimized") else ""
+                ours, theirs = scale * curve[name], scale * curve["transformers"]
+                rows.append(row(f"{what} of {work[kind]}{way}", unit, "transformers", ours, theirs, 1.0))
     return rows
 
 
