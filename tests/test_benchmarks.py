@@ -248,3 +248,17 @@ def test_training_steps_do_the_same_masked_work(benchmark, small, tmp_path):
     assert runs[1]["losses"] == pytest.approx(runs[0]["losses"], rel=1e-5)
     assert all(len(run["seconds"]) == len(run["cpu_seconds"]) == 1 for run in runs)
     assert train_step.train("scratch_gpt2", args)["losses"][0] != pytest.approx(runs[0]["losses"][0], rel=1e-3)
+
+
+def test_a_step_is_counted_in_tokens_and_flops(benchmark, monkeypatch):
+    """A token of GPT-2 in rows of 256: 6 * (12 * 12 * 768**2 + 50257 * 768) + 12 * 12 * 768 * 256 = 769,503,744."""
+    monkeypatch.setattr("scratch_gpt2.training.callbacks.known_peak_flops", lambda: 1e13)
+    runs = [
+        {"model": name, "seconds": [seconds], "cpu_seconds": [3.0], "peak_mb": 100.0, "losses": [11.0]}
+        for name, seconds in (("transformers", 2.0), ("scratch_gpt2", 1.0))
+    ]
+    options = SimpleNamespace(batch=4, length=256, preset="gpt2")
+    ours = benchmark("train_step").summarise(runs, options)["scratch_gpt2"]
+    assert (ours["tokens_per_second"], ours["speed"]) == (1024, 2)
+    assert ours["tflops_per_second"] == pytest.approx(0.787971833856)
+    assert ours["mfu"] == pytest.approx(0.0787971833856)

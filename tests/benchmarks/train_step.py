@@ -9,8 +9,9 @@
 
 Each model trains in a process of its own, in turns, from the same weights on the same tokens: forward, backward,
 clipping, AdamW, in float32 or under bfloat16 autocast. The losses must agree, or the work was not the same. A first
-step warms up and is not measured. Memory is what the process (on a GPU: torch) held at most during the steps. On a
-busy machine compare the seconds of CPU.
+step warms up and is not measured. Memory is what the process (on a GPU: torch) held at most during the steps. FLOPs
+are what the model needs, whatever a library computes; MFU is their share of what the GPU can do in bfloat16 (PaLM,
+appendix B). On a busy machine compare the seconds of CPU.
 
 `scratch_gpt2 script` is our model in a process that keeps freed memory, as those of the training scripts in examples/
 do on Linux; any model would gain from that.
@@ -141,7 +142,14 @@ def compare(args) -> list[dict]:
     return runs
 
 
-def summarise(runs: list[dict]) -> dict[str, dict]:
+def summarise(runs: list[dict], args) -> dict[str, dict]:
+    from scratch_gpt2 import ScratchGPT2Config
+    from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
+    from scratch_gpt2.training.callbacks import flops_per_token, known_peak_flops
+
+    tokens = args.batch * args.length
+    flops = tokens * flops_per_token(ScratchGPT2Config(**PRESETS[args.preset]), args.length)
+    peak_flops = known_peak_flops()
     summary = {}
     for name in dict.fromkeys(run["model"] for run in runs):
         mine = [run for run in runs if run["model"] == name]
@@ -155,6 +163,9 @@ def summarise(runs: list[dict]) -> dict[str, dict]:
     for result in summary.values():
         result["speed"] = base["seconds"] / result["seconds"]
         result["memory"] = result["peak_mb"] / base["peak_mb"]
+        result["tokens_per_second"] = tokens / result["seconds"]
+        result["tflops_per_second"] = flops / result["seconds"] / 1e12
+        result["mfu"] = flops / result["seconds"] / peak_flops if peak_flops else None
     return summary
 
 
@@ -176,16 +187,19 @@ def main():
     if args.only:
         print(json.dumps(train(args.only, args, args.masked, args.compile)))
         return
-    summary = summarise(compare(args))
+    summary = summarise(compare(args), args)
     if args.json:
         print(json.dumps({"options": vars(args), "models": summary}))
         return
     print(
-        f"{'model':<20}{'s/step':>8}{'CPU s':>8}{'speed':>8}{'peak MB':>10}{'memory':>8}   loss before the first step"
+        f"{'model':<20}{'s/step':>8}{'CPU s':>8}{'speed':>8}{'tokens/s':>10}{'TFLOP/s':>9}{'MFU':>6}{'peak MB':>10}"
+        f"{'memory':>8}   first loss"
     )
     for name, result in summary.items():
         print(
             f"{name:<20}{result['seconds']:>8.2f}{result['cpu_seconds']:>8.2f}{result['speed']:>7.2f}x"
+            f"{result['tokens_per_second']:>10.0f}{result['tflops_per_second']:>9.3f}"
+            f"{'-' if result['mfu'] is None else format(result['mfu'], '.0%'):>6}"
             f"{result['peak_mb']:>10.0f}{result['memory']:>8.0%}   {result['losses'][0]:.5f}"
         )
 
