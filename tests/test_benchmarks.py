@@ -240,6 +240,16 @@ def test_the_peers_of_decoding_write_the_same_tokens(peer, benchmark, small, tmp
     assert torch.equal(decode.make_writer("scratch_gpt2 optimized", tmp_path)(ids, 6), expected)
 
 
+def test_a_static_cache_writes_the_same_tokens(benchmark, small, tmp_path):
+    decode = benchmark("decode")
+    decode.write_weights(tmp_path, small, [])
+    ids = torch.randint(0, 97, (2, 5), generator=torch.Generator().manual_seed(0))
+    expected = decode.make_writer("transformers", tmp_path)(ids, 6)
+    for name in decode.STATIC:
+        assert name in decode.contender_names(static=True) and name not in decode.contender_names(static=False)
+        assert torch.equal(decode.make_writer(name, tmp_path)(ids, 6), expected)
+
+
 def test_training_steps_do_the_same_masked_work(benchmark, small, tmp_path):
     train_step = benchmark("train_step")
     benchmark("decode").write_weights(tmp_path, small, [])

@@ -1,8 +1,9 @@
-"""Speed of writing text with GPT-2 124M on a CPU, beside transformers' GPT-2, CTranslate2 and onnxruntime.
+"""Speed of writing text with GPT-2 124M, beside transformers' GPT-2, CTranslate2 and onnxruntime.
 
     python tests/benchmarks/decode.py
     python tests/benchmarks/decode.py --batch 8 --rounds 5 --json
     python tests/benchmarks/decode.py --prompt 512 --new_tokens 1      # prefill
+    python tests/benchmarks/decode.py --static --batch 8 --new_tokens 256      # for a GPU
     python tests/benchmarks/decode.py --preset tiny --new_tokens 4     # whether it works
 
 All write the same number of tokens, greedily, with the same random weights, in turns, each in its own process:
@@ -11,6 +12,7 @@ transformers       transformers' GPT2LMHeadModel, float32
 scratch_gpt2       our model as it is loaded
 ... optimized      after optimize_for_inference()
 ... int8           after optimize_for_inference(weights="int8")
+... static         transformers' and ours with a static cache (--static), with which generate compiles them on a GPU
 ... bf16           transformers' and ours after optimize_for_inference(), where the CPU computes bfloat16
 ctranslate2        its float32 and int8, where it is installed (pip install ctranslate2)
 onnxruntime        transformers' model exported with its key-value cache, float32 (pip install onnxruntime onnxscript)
@@ -18,7 +20,8 @@ onnxruntime        transformers' model exported with its key-value cache, float3
 The tokens of the float32 contenders must be equal; of the others the share of equal ones is shown. Times are medians.
 Bandwidth is the bytes of weights that a step reads, times steps, over the time, as a part of what a plain sum over
 400 MB reads per second in the same turns; with a long prompt it means nothing. Memory is what a contender's process
-holds after its first text (Linux).
+holds after its first text (Linux). On a GPU only transformers' model and ours take part, and the last two numbers mean
+nothing.
 """
 
 import argparse
@@ -39,13 +42,18 @@ from scratch_gpt2 import ScratchGPT2ForCausalLM
 from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
 from scratch_gpt2.training.arguments import cpu_computes_bfloat16
 
-EXACT = ("transformers", "scratch_gpt2", "scratch_gpt2 optimized", "ctranslate2", "onnxruntime")
+STATIC = ("transformers static", "scratch_gpt2 static")
+EXACT = ("transformers", "scratch_gpt2", "scratch_gpt2 optimized", "ctranslate2", "onnxruntime", *STATIC)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 WEIGHT_BYTES = {"int8": 1, "bf16": 2}  # float32: 4
 
 
-def contender_names() -> list[str]:
+def contender_names(static: bool) -> list[str]:
     """Those that this machine can run."""
-    names = ["transformers", "scratch_gpt2", "scratch_gpt2 optimized", "scratch_gpt2 int8"]
+    names = ["transformers", "scratch_gpt2", *(STATIC if static else ())]
+    if DEVICE == "cuda":
+        return names
+    names += ["scratch_gpt2 optimized", "scratch_gpt2 int8"]
     if cpu_computes_bfloat16():
         names += ["transformers bf16", "scratch_gpt2 bf16"]
     if find_spec("ctranslate2"):
@@ -63,16 +71,16 @@ def make_writer(name: str, folder: Path):
         return make_ctranslate2_writer(folder, "int8" if name.endswith("int8") else "float32")
     model_class = GPT2LMHeadModel if name.startswith("transformers") else ScratchGPT2ForCausalLM
     dtype = torch.bfloat16 if name.endswith("bf16") else torch.float32
-    model = model_class.from_pretrained(folder, dtype=dtype).eval()
-    if name.startswith("scratch_gpt2 "):
+    model = model_class.from_pretrained(folder, dtype=dtype).eval().to(DEVICE)
+    if name.startswith("scratch_gpt2 ") and name not in STATIC:
         model.optimize_for_inference("int8" if name.endswith("int8") else None)
+    options = {"eos_token_id": None, "do_sample": False}
+    options |= {"cache_implementation": "static"} if name in STATIC else {}
 
     def write(ids, new_tokens):
-        mask = torch.ones_like(ids)
-        tokens = model.generate(
-            ids, attention_mask=mask, max_new_tokens=new_tokens, eos_token_id=None, do_sample=False
-        )
-        return tokens[:, ids.shape[1] :]
+        ids = ids.to(DEVICE)
+        tokens = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, **options)
+        return tokens[:, ids.shape[1] :].cpu()
 
     return write
 
@@ -202,7 +210,7 @@ def answer_requests(name: str, args) -> None:
 
 def compare(args) -> dict:
     with tempfile.TemporaryDirectory() as temporary:
-        folder, names = Path(args.folder or temporary), contender_names()
+        folder, names = Path(args.folder or temporary), contender_names(args.static)
         if not (folder / "config.json").exists():
             write_weights(folder, args.preset, names)
         contenders = {name: Contender(name, folder, args) for name in names}  # each has written once: warm
@@ -262,6 +270,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--preset", default="gpt2", help="which GPT-2: tiny, gpt2, gpt2-medium, ...")
     parser.add_argument("--folder", help="existing folder to keep the weights and the peers' conversions in")
+    parser.add_argument("--static", action="store_true", help="also with a static cache, compiled on a GPU")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
