@@ -18,10 +18,10 @@ ctranslate2        its float32 and int8, where it is installed (pip install ctra
 onnxruntime        transformers' model exported with its key-value cache, float32 (pip install onnxruntime onnxscript)
 
 The tokens of the float32 contenders must be equal; of the others the share of equal ones is shown. Times are medians.
-Bandwidth is the bytes of weights that a step reads, times steps, over the time, as a part of what a plain sum over
-400 MB reads per second in the same turns; with a long prompt it means nothing. Memory is what a contender's process
-holds after its first text (Linux). On a GPU only transformers' model and ours take part, and the last two numbers mean
-nothing.
+Bandwidth is the bytes of weights that a step reads, times steps, over the time, as a part of the most that a plain
+sum over 400 MB reads per second in the same turns; with a long prompt it means nothing. Memory is what a contender's
+process holds after its first text (Linux). On a GPU only transformers' model and ours take part, and the last two
+numbers mean nothing.
 """
 
 import argparse
@@ -31,6 +31,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -219,12 +220,10 @@ def compare(args) -> dict:
         for _ in range(args.rounds):
             for contender in contenders.values():
                 contender.runs.append(contender.write())
-            start = time.perf_counter()
-            buffer.sum()
-            read_seconds.append(time.perf_counter() - start)
+            read_seconds += timeit.repeat(buffer.sum, number=1, repeat=5)
         for contender in contenders.values():
             contender.process.communicate()
-    return summarise(contenders, buffer.nbytes / statistics.median(read_seconds), args)
+    return summarise(contenders, buffer.nbytes / min(read_seconds), args)
 
 
 def summarise(contenders: dict[str, Contender], bandwidth: float, args) -> dict:
