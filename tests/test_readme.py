@@ -86,11 +86,18 @@ def offline_commands():
 
 
 def test_commands_in_their_order(workplace):
-    """One test, because a command may need what the one before it has written."""
+    """One test, because a command may need what the one before it has written, also to miss nothing but a network."""
     for command in offline_commands():
         done = shell(command, workplace)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert done.stdout.strip(), command
+    network_commands = [line for line in commands(blocks("bash"), "the network") if line.startswith("python ")]
+    assert network_commands
+    for command in network_commands:
+        done = shell(command, workplace)
+        assert done.returncode == 1, command
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        assert done.stderr.startswith("error: ") and "Hugging Face Hub" in done.stderr, done.stderr
 
 
 def test_judge_without_its_server_ends_in_one_line(workplace, tmp_path):
@@ -99,17 +106,6 @@ def test_judge_without_its_server_ends_in_one_line(workplace, tmp_path):
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     done = shell(f"{command} --base_url http://127.0.0.1:9/v1 --retries 0", tmp_path)
     assert (done.returncode, done.stderr.splitlines()[-1][:26]) == (1, "error: No server answers at"[:26])
-
-
-NETWORK_COMMANDS = [line for line in commands(blocks("bash"), "the network") if line.startswith("python ")]
-
-
-@pytest.mark.parametrize("command", NETWORK_COMMANDS)
-def test_command_without_network_ends_in_one_line(command, workplace):
-    done = shell(command, workplace)
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("error: ") and "Hugging Face Hub" in done.stderr
 
 
 @pytest.mark.parametrize("block", blocks("python"))
