@@ -36,20 +36,16 @@ import torch.nn.functional as F
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from scratch_gpt2 import ScratchGPT2ForSequenceClassification
-from scratch_gpt2.classification import classify_text
 from scratch_gpt2.cli import run_main
 from scratch_gpt2.data.text_classification import class_weights, load_prepared
-from scratch_gpt2.data.token_shards import write_atomically
 from scratch_gpt2.evaluation.metrics import classification_metrics
-from scratch_gpt2.hub import data_behind, record_run
+from scratch_gpt2.files import write_atomically
+from scratch_gpt2.hardware import keep_freed_memory
+from scratch_gpt2.hub.run_record import data_behind, record_run
 from scratch_gpt2.inspection import token_attributions
+from scratch_gpt2.prediction import classify_text
 from scratch_gpt2.tokenization import load_tokenizer
 from scratch_gpt2.training.adapters import add_lora
-from scratch_gpt2.training.arguments import (
-    CLASSIFICATION_DEFAULTS,
-    CLASSIFICATION_LEARNING_RATES,
-    keep_freed_memory,
-)
 from scratch_gpt2.training.checkpoints import checkpoint_to_resume
 from scratch_gpt2.training.classification import (
     check_labels,
@@ -61,8 +57,8 @@ from scratch_gpt2.training.classification import (
 )
 from scratch_gpt2.training.freezing import train_only
 from scratch_gpt2.training.plots import plot_confusion_matrix, plot_epochs
-from scratch_gpt2.training.pretraining import check_launch
-from scratch_gpt2.training.pushing import check_push
+from scratch_gpt2.training.recipes import CLASSIFICATION_DEFAULTS, CLASSIFICATION_LEARNING_RATES
+from scratch_gpt2.training.start import check_launch, check_push
 from scratch_gpt2.training.trunk_cache import CACHED_PARTS, cache_bytes
 
 

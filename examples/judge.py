@@ -18,8 +18,8 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 from scratch_gpt2.cli import run_main
-from scratch_gpt2.data.token_shards import write_atomically
 from scratch_gpt2.evaluation.judge import OLLAMA, Endpoint, judge, plot_scores, read_responses
+from scratch_gpt2.files import write_atomically
 
 
 @dataclass

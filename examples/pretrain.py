@@ -35,27 +35,22 @@ from scratch_gpt2.cli import run_main
 from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
 from scratch_gpt2.data.token_shards import TokenShards, read_index
 from scratch_gpt2.evaluation.hellaswag import Example, read_hellaswag
-from scratch_gpt2.hub import data_behind, record_run
+from scratch_gpt2.hardware import keep_freed_memory, known_peak_flops
+from scratch_gpt2.hub.run_record import data_behind, record_run
 from scratch_gpt2.tokenization import load_tokenizer
-from scratch_gpt2.training.arguments import (
-    GPT3_RECIPE,
-    TOKENS_PER_STEP,
-    TRAINER_DEFAULTS,
-    accumulation_steps,
-    keep_freed_memory,
-)
-from scratch_gpt2.training.callbacks import HellaSwagCallback, LogCallback, SampleCallback, known_peak_flops
+from scratch_gpt2.training.callbacks import HellaSwagCallback, LogCallback, SampleCallback
 from scratch_gpt2.training.checkpoints import checkpoint_to_resume
-from scratch_gpt2.training.pretraining import (
-    PretrainingTrainer,
+from scratch_gpt2.training.pretraining import PretrainingTrainer, text_to_shards, whole_steps
+from scratch_gpt2.training.recipes import GPT3_RECIPE, TOKENS_PER_STEP, TRAINER_DEFAULTS
+from scratch_gpt2.training.start import (
+    accumulation_steps,
     check_launch,
+    check_push,
     check_same_sizes,
     model_to_continue,
     new_model,
-    text_to_shards,
-    whole_steps,
 )
-from scratch_gpt2.training.pushing import check_push, metrics_of_step
+from scratch_gpt2.training.trainer import metrics_of_step
 
 SMOKE = {
     "n_layer": 2,

@@ -21,7 +21,8 @@ from huggingface_hub import constants
 from transformers import HfArgumentParser
 
 from scratch_gpt2.cli import run_main
-from scratch_gpt2.hub import check_pushed, files_to_push, model_card, push
+from scratch_gpt2.hub.card import model_card
+from scratch_gpt2.hub.push import check_pushed, files_to_push, push
 
 
 @dataclass

@@ -23,8 +23,8 @@ from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
 from scratch_gpt2.cli import run_main
 from scratch_gpt2.data.python_text import python_documents
 from scratch_gpt2.data.text_sources import read_text
+from scratch_gpt2.hardware import cpu_computes_bfloat16, keep_freed_memory
 from scratch_gpt2.tokenization import check_text, train_tokenizer
-from scratch_gpt2.training.arguments import cpu_computes_bfloat16, keep_freed_memory
 from scratch_gpt2.training.optimizers import muon_for_trainer
 from scratch_gpt2.training.plots import plot_history
 

@@ -20,17 +20,10 @@ from transformers import HfArgumentParser, set_seed
 
 from scratch_gpt2.cli import offline_unless_hub_answers, run_main
 from scratch_gpt2.data.instructions import Conversation, read_instructions
-from scratch_gpt2.data.token_shards import write_atomically
 from scratch_gpt2.evaluation.progress import ProgressFile, digest
-from scratch_gpt2.evaluation.responses import (
-    batches_by_length,
-    encode_prompts,
-    load_model,
-    load_tokenizer_of,
-    reference_loss,
-    reference_metrics,
-    respond,
-)
+from scratch_gpt2.evaluation.responses import load_model, load_tokenizer_of, reference_loss, reference_metrics
+from scratch_gpt2.files import write_atomically
+from scratch_gpt2.prediction import batches_by_length, encode_prompts, respond
 from scratch_gpt2.tokenization import load_tokenizer
 
 

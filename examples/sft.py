@@ -45,25 +45,28 @@ from scratch_gpt2.data.instructions import (
     show_mask,
     split,
 )
-from scratch_gpt2.data.token_shards import write_atomically
 from scratch_gpt2.evaluation.responses import encode_reference
-from scratch_gpt2.hub import record_run
+from scratch_gpt2.files import write_atomically
+from scratch_gpt2.hardware import keep_freed_memory
+from scratch_gpt2.hub.run_record import record_run
 from scratch_gpt2.tokenization import CHAT_TEMPLATE, load_tokenizer, train_tokenizer
-from scratch_gpt2.training.arguments import keep_freed_memory
 from scratch_gpt2.training.callbacks import LogCallback
 from scratch_gpt2.training.checkpoints import checkpoint_to_resume
-from scratch_gpt2.training.pretraining import check_launch, check_same_sizes, model_to_continue, new_model
-from scratch_gpt2.training.pushing import check_push
+from scratch_gpt2.training.recipes import LORA_LEARNING_RATE, PACKED_BATCH, SFT_RECIPE
 from scratch_gpt2.training.sft import (
-    LORA_LEARNING_RATE,
-    PACKED_BATCH,
-    SFT_RECIPE,
     AnswerCallback,
     InstructionTrainer,
     check_arguments,
-    fit_to_tokenizer,
     greedy_answers,
     quantized_base,
+)
+from scratch_gpt2.training.start import (
+    check_launch,
+    check_push,
+    check_same_sizes,
+    fit_to_tokenizer,
+    model_to_continue,
+    new_model,
 )
 
 SMOKE = {

@@ -9,19 +9,17 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
-from .classification import classify_text
 from .configuration_scratch_gpt2 import ScratchGPT2Config
-from .inference import optimize_for_inference, restore_from_inference
-from .modeling_scratch_gpt2 import (
+from .cpu_inference import optimize_for_inference, restore_from_inference
+from .heads_scratch_gpt2 import (
     ScratchGPT2DoubleHeadsModel,
-    ScratchGPT2ForCausalLM,
     ScratchGPT2ForQuestionAnswering,
     ScratchGPT2ForSequenceClassification,
     ScratchGPT2ForTokenClassification,
-    ScratchGPT2Model,
-    ScratchGPT2PreTrainedModel,
 )
+from .modeling_scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2Model, ScratchGPT2PreTrainedModel
 from .openai_weights import export_gpt2
+from .prediction import classify_text
 from .tokenization import load_tokenizer, train_tokenizer
 
 __version__ = "0.1.0"

@@ -12,6 +12,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+# The label of positions that are not scored, as in `torch.nn.functional.cross_entropy`.
+IGNORE_INDEX = -100
 # Logits held at once, in numbers: 64 MB in float32, 333 rows of GPT-2's vocabulary.
 CHUNK_ELEMENTS = 2**24
 
@@ -22,7 +24,7 @@ def linear_cross_entropy(
     labels: torch.Tensor | None = None,
     num_items_in_batch: torch.Tensor | int | None = None,
     shift_labels: torch.Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: int = IGNORE_INDEX,
     **kwargs,
 ) -> torch.Tensor:
     """Next-token loss of `hidden_states @ weight.T`, equal to transformers' `ForCausalLMLoss` on those logits.

@@ -20,7 +20,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from .configuration_scratch_gpt2 import pin_revision
+from .checkpoint_files import pin_revision
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_CONTEXT = 1024

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from limits import MAX_EXPLAINED_CHARACTERS, MAX_FILE_BYTES, MAX_ROWS, check_input
 
-from scratch_gpt2.classification import classify_text
 from scratch_gpt2.inspection import token_attributions
+from scratch_gpt2.prediction import classify_text
 
 TEXT_COLUMNS = ("text", "message", "sms")
 ROWS_AT_ONCE = 32

@@ -19,18 +19,12 @@ from safetensors.torch import load_file, save_file
 from transformers import set_seed
 
 from scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification
-from scratch_gpt2.classification import classify_text
 from scratch_gpt2.cli import run_main
 from scratch_gpt2.data.instructions import read_instructions
 from scratch_gpt2.evaluation.metrics import classification_metrics
-from scratch_gpt2.evaluation.responses import (
-    batches_by_length,
-    encode_prompts,
-    reference_loss,
-    reference_metrics,
-    respond,
-)
-from scratch_gpt2.hub import introduction, limits, training_section
+from scratch_gpt2.evaluation.responses import reference_loss, reference_metrics
+from scratch_gpt2.hub.card import introduction, limits, training_section
+from scratch_gpt2.prediction import batches_by_length, classify_text, encode_prompts, respond
 
 SPACE = Path(__file__).resolve().parent
 EXAMPLES = SPACE.parent / "examples"

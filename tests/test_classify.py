@@ -25,11 +25,10 @@ from scratch_gpt2 import (
     load_tokenizer,
     train_tokenizer,
 )
-from scratch_gpt2.classification import classify_text
 from scratch_gpt2.data.text_classification import PreparedClassification, prepare, save_prepared
+from scratch_gpt2.prediction import classify_text
 from scratch_gpt2.training import classification
 from scratch_gpt2.training.adapters import add_lora
-from scratch_gpt2.training.arguments import CLASSIFICATION_DEFAULTS
 from scratch_gpt2.training.classification import (
     check_labels,
     confident_mistakes,
@@ -39,6 +38,7 @@ from scratch_gpt2.training.classification import (
     weighted_loss,
 )
 from scratch_gpt2.training.freezing import train_only
+from scratch_gpt2.training.recipes import CLASSIFICATION_DEFAULTS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LABELS = ["ham", "spam"]

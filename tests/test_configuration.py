@@ -17,9 +17,9 @@ AUTO_MAP = {
     "AutoConfig": "configuration_scratch_gpt2.ScratchGPT2Config",
     "AutoModel": "modeling_scratch_gpt2.ScratchGPT2Model",
     "AutoModelForCausalLM": "modeling_scratch_gpt2.ScratchGPT2ForCausalLM",
-    "AutoModelForSequenceClassification": "modeling_scratch_gpt2.ScratchGPT2ForSequenceClassification",
-    "AutoModelForTokenClassification": "modeling_scratch_gpt2.ScratchGPT2ForTokenClassification",
-    "AutoModelForQuestionAnswering": "modeling_scratch_gpt2.ScratchGPT2ForQuestionAnswering",
+    "AutoModelForSequenceClassification": "heads_scratch_gpt2.ScratchGPT2ForSequenceClassification",
+    "AutoModelForTokenClassification": "heads_scratch_gpt2.ScratchGPT2ForTokenClassification",
+    "AutoModelForQuestionAnswering": "heads_scratch_gpt2.ScratchGPT2ForQuestionAnswering",
 }
 HEADS = [
     scratch_gpt2.ScratchGPT2Model,
@@ -123,7 +123,7 @@ def test_auto_map_is_always_there(tmp_path):
         head(tiny_config()).save_pretrained(tmp_path)
         expected = AUTO_MAP
         if head is scratch_gpt2.ScratchGPT2DoubleHeadsModel:  # has no Auto class of its own
-            expected = AUTO_MAP | {"AutoModelForPreTraining": "modeling_scratch_gpt2.ScratchGPT2DoubleHeadsModel"}
+            expected = AUTO_MAP | {"AutoModelForPreTraining": "heads_scratch_gpt2.ScratchGPT2DoubleHeadsModel"}
         assert json.loads((tmp_path / "config.json").read_text())["auto_map"] == expected
 
 

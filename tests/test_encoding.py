@@ -8,13 +8,8 @@ import tiktoken
 from tokenizers import Tokenizer
 from transformers import GPT2Tokenizer, PreTrainedTokenizerFast
 
-from scratch_gpt2.data.encoding import (
-    batch_encoder,
-    plain_encoder,
-    tiktoken_encoding,
-    tokenizer_fingerprint,
-    usable_cores,
-)
+from scratch_gpt2.data.encoding import batch_encoder, plain_encoder, tiktoken_encoding, tokenizer_fingerprint
+from scratch_gpt2.hardware import usable_cores
 from scratch_gpt2.tokenization import END_OF_TEXT, train_tokenizer
 
 FRAGMENTS = [

@@ -19,13 +19,21 @@ from transformers import TrainingArguments
 
 import scratch_gpt2
 from scratch_gpt2.data.text_classification import prepare, save_prepared
-from scratch_gpt2.hub import files_to_push, model_card, push, record_run
+from scratch_gpt2.hub.card import model_card
+from scratch_gpt2.hub.push import files_to_push, push
+from scratch_gpt2.hub.run_record import record_run
 from scratch_gpt2.training.pretraining import PretrainingTrainer
-from scratch_gpt2.training.pushing import check_push
+from scratch_gpt2.training.start import check_push
 
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN, STRANGER = "hf_alicesSecret", "hf_bob"
-CODE = ["configuration_scratch_gpt2.py", "linear_cross_entropy.py", "modeling_scratch_gpt2.py"]
+CODE = [
+    "checkpoint_files.py",
+    "configuration_scratch_gpt2.py",
+    "heads_scratch_gpt2.py",
+    "linear_cross_entropy.py",
+    "modeling_scratch_gpt2.py",
+]
 
 
 @dataclass
@@ -370,7 +378,7 @@ QUIET = ["--use_cpu", "--disable_tqdm", "true", "--report_to", "none", "--push_t
 @pytest.fixture
 def without_check(monkeypatch):
     """Loading back takes a process of its own; other tests do it."""
-    monkeypatch.setattr("scratch_gpt2.training.pushing.check_pushed", lambda *arguments: 0.0)
+    monkeypatch.setattr("scratch_gpt2.training.trainer.check_pushed", lambda *arguments: 0.0)
 
 
 def test_pretraining_pushes_readable_cards_on_the_way(client, without_check, tmp_path, monkeypatch):

@@ -7,8 +7,14 @@ import torch
 from model_fixtures import fill, random_ids, relative_error, tiny_config, tiny_model, twins
 from transformers import AutoModelForCausalLM, pipeline
 
-from scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification, export_gpt2
-from scratch_gpt2.inference import FastBlock, FastLinear, Int8Product, Product, lay_out
+from scratch_gpt2 import (
+    ScratchGPT2ForCausalLM,
+    ScratchGPT2ForSequenceClassification,
+    cpu_inference,
+    export_gpt2,
+    hardware,
+)
+from scratch_gpt2.cpu_inference import FastBlock, FastLinear, Int8Product, Product, lay_out
 
 OPTIONS = [None, "int8"]
 
@@ -227,14 +233,12 @@ def test_other_heads():
 
 
 def test_bfloat16_where_the_cpu_computes_it(monkeypatch):
-    from scratch_gpt2.training import arguments
-
     model, ids = tiny_model().to(torch.bfloat16), random_ids(2, 5)
-    monkeypatch.setattr(arguments, "cpu_computes_bfloat16", lambda: False)
+    monkeypatch.setattr(cpu_inference, "cpu_computes_bfloat16", lambda: False)
     with pytest.raises(ValueError, match=r"^This CPU does not compute bfloat16: load .* dtype=torch.float32\.$"):
         model.optimize_for_inference()
     monkeypatch.undo()
-    if not arguments.cpu_computes_bfloat16():
+    if not hardware.cpu_computes_bfloat16():
         pytest.skip("this CPU does not compute bfloat16")
     with torch.no_grad():
         expected = model(ids).logits

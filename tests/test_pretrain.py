@@ -22,10 +22,11 @@ from transformers import TrainingArguments
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
 from scratch_gpt2.evaluation.hellaswag import hellaswag_accuracy, read_hellaswag
 from scratch_gpt2.training import callbacks
-from scratch_gpt2.training.arguments import GPT3_RECIPE, TRAINER_DEFAULTS, accumulation_steps
 from scratch_gpt2.training.callbacks import HellaSwagCallback, flops_per_token
 from scratch_gpt2.training.checkpoints import find_fault, newest_intact_checkpoint
-from scratch_gpt2.training.pretraining import PretrainingTrainer, check_launch, check_same_sizes, model_to_continue
+from scratch_gpt2.training.pretraining import PretrainingTrainer
+from scratch_gpt2.training.recipes import GPT3_RECIPE, TRAINER_DEFAULTS
+from scratch_gpt2.training.start import accumulation_steps, check_launch, check_same_sizes, model_to_continue
 
 ROWS, LENGTH = 14, 16
 
@@ -458,7 +459,7 @@ def test_freed_memory_is_used_again():
     """64 MB are 16,384 pages, each of which would fault when it is written the second time too."""
     code = """
 import resource, torch
-from scratch_gpt2.training.arguments import keep_freed_memory
+from scratch_gpt2.hardware import keep_freed_memory
 keep_freed_memory()
 torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -22,7 +22,13 @@ HEADS = {
     "AutoModelForTokenClassification": "ScratchGPT2ForTokenClassification",
     "AutoModelForQuestionAnswering": "ScratchGPT2ForQuestionAnswering",
 }
-CODE = ["configuration_scratch_gpt2.py", "linear_cross_entropy.py", "modeling_scratch_gpt2.py"]
+CODE = [
+    "checkpoint_files.py",
+    "configuration_scratch_gpt2.py",
+    "heads_scratch_gpt2.py",
+    "linear_cross_entropy.py",
+    "modeling_scratch_gpt2.py",
+]
 
 
 def make_config(tokenizer):
@@ -140,7 +146,10 @@ def test_a_checkpoint_takes_its_code_along(head, tiny_tokenizer, tmp_path):
     expected = [*CODE, "config.json", "model.safetensors", *generation]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(expected)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
-    of_the_heads = {name: f"modeling_scratch_gpt2.{head}" for name, head in HEADS.items()}
+    in_modeling = ("ScratchGPT2Model", "ScratchGPT2ForCausalLM")
+    of_the_heads = {
+        name: f"{'modeling' if head in in_modeling else 'heads'}_scratch_gpt2.{head}" for name, head in HEADS.items()
+    }
     assert {name: auto_map[name] for name in HEADS} == of_the_heads
     assert auto_map["AutoConfig"] == "configuration_scratch_gpt2.ScratchGPT2Config"
 

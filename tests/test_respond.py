@@ -18,16 +18,13 @@ from scratch_gpt2.data.instructions import as_conversation, encode_prompt
 from scratch_gpt2.evaluation import responses as responses_module
 from scratch_gpt2.evaluation.progress import ProgressFile
 from scratch_gpt2.evaluation.responses import (
-    Response,
-    batches_by_length,
-    encode_prompts,
     encode_reference,
     load_model,
     load_tokenizer_of,
     reference_loss,
     reference_metrics,
-    respond,
 )
+from scratch_gpt2.prediction import Response, batches_by_length, encode_prompts, respond
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "respond.py"
 ROWS = [

@@ -21,8 +21,8 @@ from scratch_gpt2.data.instructions import encode_conversations, encode_prompt, 
 from scratch_gpt2.tokenization import CHAT_TEMPLATE, train_tokenizer
 from scratch_gpt2.training.callbacks import plot_log
 from scratch_gpt2.training.checkpoints import find_fault
-from scratch_gpt2.training.pretraining import new_model
-from scratch_gpt2.training.sft import InstructionTrainer, fit_to_tokenizer
+from scratch_gpt2.training.sft import InstructionTrainer
+from scratch_gpt2.training.start import fit_to_tokenizer, new_model
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "examples" / "sft.py"

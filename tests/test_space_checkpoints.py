@@ -17,7 +17,7 @@ from models import EMBEDDED, EMBEDDED_FOLDER, Checkpoints
 from scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification
 from scratch_gpt2.data.instructions import encode_prompt
 from scratch_gpt2.data.text_classification import prepare, read_labelled_text
-from scratch_gpt2.evaluation.responses import respond
+from scratch_gpt2.prediction import respond
 
 
 @pytest.fixture(scope="module")

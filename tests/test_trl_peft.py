@@ -9,8 +9,8 @@ from scratch_gpt2 import ScratchGPT2Config
 from scratch_gpt2.data.collators import PackingCollator, PaddingCollator, pack
 from scratch_gpt2.data.instructions import Conversation, encode_conversations
 from scratch_gpt2.tokenization import CHAT_TEMPLATE, train_tokenizer
-from scratch_gpt2.training.pretraining import new_model
 from scratch_gpt2.training.sft import InstructionTrainer
+from scratch_gpt2.training.start import new_model
 
 peft = pytest.importorskip("peft")
 OPTIONS = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.01, "lr_scheduler_type": "constant"}

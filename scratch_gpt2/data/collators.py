@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from .instructions import IGNORED
+from ..linear_cross_entropy import IGNORE_INDEX
 
 Row = dict[str, list[int]]
 
@@ -26,7 +26,7 @@ class PaddingCollator:
         shown = [[1] * len(row["input_ids"]) for row in rows]
         return {
             "input_ids": padded([row["input_ids"] for row in rows], self.pad_token_id),
-            "labels": padded([row["labels"] for row in rows], IGNORED),
+            "labels": padded([row["labels"] for row in rows], IGNORE_INDEX),
             "attention_mask": padded(shown, 0),
         }
 
@@ -44,7 +44,7 @@ class PackingCollator:
         positions = [row["position_ids"] + list(range(longest - len(row["position_ids"]))) for row in rows]
         return {
             "input_ids": padded([row["input_ids"] for row in rows], self.pad_token_id),
-            "labels": padded([row["labels"] for row in rows], IGNORED),
+            "labels": padded([row["labels"] for row in rows], IGNORE_INDEX),
             "position_ids": torch.tensor(positions),
         }
 
@@ -83,6 +83,6 @@ def pack(examples: list[Row], length: int) -> list[Row]:
 def joined(documents: list[Row]) -> Row:
     return {
         "input_ids": [token for document in documents for token in document["input_ids"]],
-        "labels": [label for document in documents for label in [IGNORED, *document["labels"][1:]]],
+        "labels": [label for document in documents for label in [IGNORE_INDEX, *document["labels"][1:]]],
         "position_ids": [position for document in documents for position in range(len(document["input_ids"]))],
     }

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from ..hardware import usable_cores
 from ..tokenization import merges_from_ranks
 
 # Pieces of text are tokenized in batches of about so many characters; two batches a core are under way at once.
@@ -45,11 +45,6 @@ def tokenize(
                 yield from encoded(*pending.popleft())
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def usable_cores() -> int:
-    """A cluster often gives a process some of the machine's cores only; not every system can tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def encoded(future, batch: list[tuple[str, bool]]) -> Iterator[tuple[np.ndarray, bool]]:

@@ -21,10 +21,10 @@ from typing import Any
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from ..linear_cross_entropy import IGNORE_INDEX
 from ..tokenization import check_text
 from .text_sources import json_row, reading_utf8
 
-IGNORED = -100
 ROLES = ("system", "user", "assistant")
 
 logger = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ def encode_conversation(
             "The chat template does not fit: the ids of the prompt are not the first ids of the conversation, up to "
             "its last answer."
         )
-    labels = ids if train_on_prompt else [i if mine else IGNORED for i, mine in zip(ids, answered, strict=True)]
+    labels = ids if train_on_prompt else [i if mine else IGNORE_INDEX for i, mine in zip(ids, answered, strict=True)]
     return {"input_ids": ids[:max_length], "labels": labels[:max_length]}
 
 
@@ -249,7 +249,7 @@ def encode_conversations(
             example = encode_conversation(tokenizer, conversation.messages, max_length, train_on_prompt)
         except ValueError as error:
             raise ValueError(f"{conversation.origin}: {error}") from error
-        if any(label != IGNORED for label in example["labels"][1:]):  # nothing precedes the first token
+        if any(label != IGNORE_INDEX for label in example["labels"][1:]):  # nothing precedes the first token
             examples.append(example)
     if conversations and not examples:
         raise ValueError(f"Within max_length {max_length} no answer begins; choose a larger one.")
@@ -269,7 +269,7 @@ def show_mask(tokenizer: PreTrainedTokenizerBase, example: dict[str, list[int]])
     green, grey, plain = "\033[32m", "\033[90m", "\033[0m"
     runs: list[tuple[bool, list[int]]] = []
     for token, label in zip(example["input_ids"], example["labels"], strict=True):
-        learned = label != IGNORED
+        learned = label != IGNORE_INDEX
         if not runs or runs[-1][0] != learned:
             runs.append((learned, []))
         runs[-1][1].append(token)

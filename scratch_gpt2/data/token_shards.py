@@ -7,7 +7,6 @@ anew, in one step, after each shard: a run that is killed loses the unfinished s
 the exact token.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -18,6 +17,7 @@ import torch
 from tqdm import tqdm
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
+from ..files import sha256, write_atomically
 from .encoding import token_bytes, tokenize, tokenizer_fingerprint
 
 SHARD_TOKENS = 100_000_000
@@ -216,27 +216,6 @@ def read_index(folder: Path) -> dict:
 
 def write_index(folder: Path, index: dict) -> None:
     write_atomically(folder / INDEX, lambda opened: opened.write(json.dumps(index, indent=1).encode()))
-
-
-def write_atomically(file: Path, write) -> None:
-    """Under the final name there is only ever a whole file."""
-    unfinished = file.with_name(file.name + ".unfinished")
-    try:
-        with open(unfinished, "wb") as opened:
-            write(opened)
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(unfinished, file)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while block := opened.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 class TokenShards(torch.utils.data.Dataset):

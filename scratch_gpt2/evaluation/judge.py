@@ -22,7 +22,7 @@ from huggingface_hub import AsyncInferenceClient, constants
 from tqdm.auto import tqdm
 
 from ..data.instructions import as_conversation, read_rows
-from ..data.token_shards import write_atomically
+from ..files import write_atomically
 from ..tokenization import check_text
 from .progress import ProgressFile, digest
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from ..configuration_scratch_gpt2 import is_foreign_checkpoint
+from ..checkpoint_files import is_foreign_checkpoint
 from ..modeling_scratch_gpt2 import ScratchGPT2ForCausalLM
 
 PROMPT_LENGTH = 16

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from ..classification import classify_text
 from ..cli import offline_unless_hub_answers
 from ..data.text_classification import PreparedClassification
-from ..data.token_shards import write_atomically
+from ..files import write_atomically
+from ..prediction import classify_text
 from ..tokenization import load_tokenizer
 from .hellaswag import Example, hellaswag_accuracy
 from .models import load_model, measure_generation

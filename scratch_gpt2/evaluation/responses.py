@@ -11,17 +11,11 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from .. import ScratchGPT2ForCausalLM
 from ..data.collators import PaddingCollator, Row
-from ..data.instructions import IGNORED, Conversation, encode_prompt, render
+from ..data.instructions import Conversation, encode_prompt, render
+from ..linear_cross_entropy import IGNORE_INDEX
+from ..prediction import batches_by_length
 from ..tokenization import load_tokenizer
 from .models import load_causal_lm
-
-
-@dataclass(frozen=True)
-class Response:
-    """`stopped`: the model ended the answer itself, and was not cut off."""
-
-    text: str
-    stopped: bool
 
 
 @dataclass(frozen=True)
@@ -63,60 +57,6 @@ def adapter_config(name: str) -> dict | None:
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def encode_prompts(
-    tokenizer: PreTrainedTokenizerBase, conversations: list[Conversation], longest: int | None
-) -> tuple[list[Conversation], list[list[int]]]:
-    """The conversations whose prompt has at most `longest` tokens (None: any number), and the ids of their prompts.
-
-    Raises ValueError with the row's number for one that the chat template refuses.
-    """
-    fitting, prompts = [], []
-    for conversation in conversations:
-        try:
-            ids = encode_prompt(tokenizer, conversation.prompt)
-        except ValueError as error:
-            raise ValueError(f"{conversation.origin}: {error}") from error
-        if longest is None or len(ids) <= longest:
-            fitting.append(conversation)
-            prompts.append(ids)
-    return fitting, prompts
-
-
-def batches_by_length(lengths: list[int], batch_size: int) -> list[list[int]]:
-    """Row numbers in batches, from the longest rows, which need the most memory, to the shortest."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size} but must be at least 1.")
-    rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    return [rows[start : start + batch_size] for start in range(0, len(rows), batch_size)]
-
-
-def respond(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], **generation_options
-) -> list[Response]:
-    """One answer a prompt, computed together. `generation_options` go to `generate`: max_new_tokens, do_sample ...
-
-    The prompts are padded on the left: `generate` gives other models the positions, ours counts them itself.
-    """
-    inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
-    ends = end_tokens(model, tokenizer)
-    output = model.generate(
-        **inputs, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, use_cache=True, **generation_options
-    )  # (B, T)
-    responses = []
-    for ids in output[:, inputs["input_ids"].shape[1] :].tolist():
-        length = next((i for i, token in enumerate(ids) if token in ends), len(ids))
-        text = tokenizer.decode(ids[:length], skip_special_tokens=True)
-        responses.append(Response(text.strip(), stopped=length < len(ids)))
-    return responses
-
-
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokenizer's eos, and others that end a turn of this model, as Llama 3 has them."""
-    also = model.generation_config.eos_token_id
-    also = also if isinstance(also, list) else [] if also is None else [also]
-    return sorted({tokenizer.eos_token_id, *also})
-
-
 @torch.no_grad()
 def reference_loss(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, conversations: list[Conversation], batch_size: int = 8
@@ -141,7 +81,7 @@ def reference_loss(
     batches = batches_by_length([len(row["input_ids"]) for row in fitting], batch_size)
     for batch in tqdm(batches, desc="Reading the references", leave=False, disable=None):
         inputs = collate([fitting[row] for row in batch])
-        scored = int((inputs["labels"][:, 1:] != IGNORED).sum())
+        scored = int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
         inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
         loss = model(**inputs, use_cache=False, **own_loss).loss
         total, tokens = total + loss.item() * scored, tokens + scored  # the loss is a mean; a Python float is float64
@@ -161,7 +101,7 @@ def encode_reference(tokenizer: PreTrainedTokenizerBase, conversation: Conversat
         raise ValueError(f"{conversation.origin}: in this chat template the answer does not follow its prompt.")
     if tokenizer.eos_token_id in ids[start:]:
         ids = ids[: ids.index(tokenizer.eos_token_id, start) + 1]  # some templates write a line break after it
-    return {"input_ids": ids, "labels": [IGNORED] * start + ids[start:]}
+    return {"input_ids": ids, "labels": [IGNORE_INDEX] * start + ids[start:]}
 
 
 def reference_metrics(responses: list[str], references: list[str]) -> dict[str, float]:

@@ -14,24 +14,6 @@ from ..evaluation.hellaswag import Example, check_fits, encode_example, score_ex
 
 logger = logging.getLogger(__name__)
 
-# Dense bfloat16 peaks in FLOP/s from NVIDIA's data sheets (float16 for T4 and V100, which have no bfloat16). The
-# first name that occurs in torch's name of the device counts.
-PEAK_FLOPS = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "A10G": 70e12,
-    "L4": 121e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "V100": 125e12,
-    "T4": 65e12,
-}
-
 
 def flops_per_token(config, length: int) -> int:
     """Floating point operations that training on one token takes, in rows of `length` tokens.
@@ -40,17 +22,8 @@ def flops_per_token(config, length: int) -> int:
     output layer among them, and 12 * n_layer * n_embd * length for the attention scores and weighted sums. The masked
     half of the attention counts, recomputation does not (Chowdhery et al. 2022, "PaLM", appendix B).
     """
-    inner = config.n_inner if config.n_inner is not None else 4 * config.n_embd
-    matrices = config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * inner) + config.vocab_size * config.n_embd
+    matrices = config.matrix_parameters + config.vocab_size * config.n_embd
     return 6 * matrices + 12 * config.n_layer * config.n_embd * length
-
-
-def known_peak_flops() -> float | None:
-    """Peak FLOP/s of the GPU in bfloat16; `None` without a GPU or for one that is not in the table."""
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name()
-    return next((peak for known, peak in PEAK_FLOPS.items() if known in name), None)
 
 
 class SpeedCallback(TrainerCallback):

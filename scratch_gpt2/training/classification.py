@@ -18,8 +18,8 @@ from transformers import (
 
 from ..data.text_classification import PreparedClassification
 from ..evaluation.metrics import classification_metrics
-from ..modeling_scratch_gpt2 import ScratchGPT2ForSequenceClassification
-from .pushing import PushingTrainer
+from ..heads_scratch_gpt2 import ScratchGPT2ForSequenceClassification
+from .trainer import PushingTrainer
 from .trunk_cache import TrainedTop, cache_trunk, collate_states
 
 

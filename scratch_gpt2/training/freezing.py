@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from ..modeling_scratch_gpt2 import ScratchGPT2ForSequenceClassification
+from ..heads_scratch_gpt2 import ScratchGPT2ForSequenceClassification
 
 # `last_block` is the recipe of Raschka 2024, "Build a Large Language Model (From Scratch)", section 6.5: the last
 # block, the final norm and the new head.

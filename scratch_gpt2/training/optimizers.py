@@ -7,7 +7,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from .arguments import cpu_computes_bfloat16
+from ..hardware import cpu_computes_bfloat16
 
 
 def parameter_groups(model: PreTrainedModel, weight_decay: float) -> dict[str, dict]:

@@ -1,10 +1,8 @@
 """Curves of a training run, drawn from what Trainer has logged."""
 
-import json
 import os
-from pathlib import Path
 
-from ..data.token_shards import write_atomically
+from ..files import new_figure, save_figure
 
 
 def plot_history(history: list[dict], path: str | os.PathLike, title: str = "Loss per token (nats)") -> None:
@@ -72,19 +70,3 @@ def plot_confusion_matrix(matrix: list[list[int]], label_names: list[str], path:
         for j, count in enumerate(row):
             axes.text(j, i, count, ha="center", va="center", color="white" if 2 * count > darkest else "black")
     save_figure(figure, path, {"labels": label_names, "matrix": matrix})
-
-
-def new_figure(**options):
-    try:
-        from matplotlib.figure import Figure  # not pyplot, which would look for a display
-    except ImportError as error:
-        raise ImportError("Plots need matplotlib: pip install matplotlib.") from error
-    return Figure(layout="constrained", **options)
-
-
-def save_figure(figure, path: str | os.PathLike, numbers) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(numbers, indent=1).encode() + b"\n"
-    write_atomically(path.with_suffix(".json"), lambda file: file.write(content))
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))

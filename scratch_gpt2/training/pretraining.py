@@ -12,20 +12,15 @@ from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Dataset, Subset
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from ..configuration_scratch_gpt2 import ScratchGPT2Config
 from ..data.text_sources import find_files, read_files
 from ..data.token_shards import SHARD_TOKENS, read_index, write_token_shards
 from ..modeling_scratch_gpt2 import ScratchGPT2ForCausalLM
 from ..tokenization import load_tokenizer, train_tokenizer
-from .arguments import cpu_computes_bfloat16
 from .callbacks import SpeedCallback, flops_per_token
 from .optimizers import muon_for_trainer
-from .pushing import PushingTrainer
+from .trainer import PushingTrainer
 
 logger = logging.getLogger(__name__)
-
-# What must be the same in a checkpoint and in the model that continues from it.
-SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner")
 
 
 def text_to_shards(data: str, folder: Path, tokenizer: str, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
@@ -68,54 +63,6 @@ def whole_steps(dataset: Dataset, rows_per_step: int) -> Subset:
             "smaller tokens_per_step."
         )
     return Subset(dataset, range(rows))
-
-
-def new_model(
-    config: ScratchGPT2Config, tokenizer: PreTrainedTokenizerBase, dropout: float = 0.0
-) -> ScratchGPT2ForCausalLM:
-    """A model with fresh weights, the sizes of `config` and the vocabulary of `tokenizer`."""
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    vocabulary = {"vocab_size": len(tokenizer), "bos_token_id": eos, "eos_token_id": eos, "pad_token_id": pad}
-    return ScratchGPT2ForCausalLM(ScratchGPT2Config(**config.to_diff_dict() | vocabulary | _dropout(dropout)))
-
-
-def model_to_continue(name_or_folder: str, dropout: float = 0.0) -> ScratchGPT2ForCausalLM:
-    """A checkpoint in float32, whatever it was saved in: autocast computes in bfloat16, but small updates to bfloat16
-    weights would be rounded away."""
-    return ScratchGPT2ForCausalLM.from_pretrained(name_or_folder, dtype=torch.float32, **_dropout(dropout))
-
-
-def _dropout(probability: float) -> dict[str, float]:
-    return dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), probability)
-
-
-def check_same_sizes(model: ScratchGPT2ForCausalLM, checkpoint: str) -> None:
-    """Raise ValueError where `checkpoint` is of another size than `model`: Trainer would load the layers that fit and
-    say nothing about the rest."""
-    saved = ScratchGPT2Config.from_pretrained(checkpoint)
-    for name in SIZES:
-        ours, theirs = getattr(model.config, name), getattr(saved, name)
-        if ours != theirs:
-            raise ValueError(
-                f"{name} is {ours} here but {theirs} in {checkpoint}: resume with the settings that the run began "
-                "with, or choose another output_dir."
-            )
-
-
-def check_launch(args: TrainingArguments) -> None:
-    """Raise ValueError where accelerate or torchrun has started something else than Trainer will run: accelerate uses
-    several processes only with GPUs or when told to use the processor, and FSDP only with GPUs. It says nothing, and
-    the processes would each train a model of their own into the same folder. Emulated bfloat16 is only warned of."""
-    if args.bf16 and args.device.type == "cpu" and not cpu_computes_bfloat16():
-        logger.warning("This processor emulates bfloat16, which is a hundred times slower: leave out --bf16.")
-    launched = int(os.environ.get("WORLD_SIZE", 1))
-    if launched != args.world_size:
-        raise ValueError(
-            f"{launched} processes were launched but no GPU was found for them; add --use_cpu to train on the "
-            "processor, or launch one process."
-        )
-    if args.use_cpu and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        raise ValueError("accelerate runs FSDP on GPUs only; use ddp.yaml with --use_cpu instead.")
 
 
 class PretrainingTrainer(PushingTrainer):

@@ -12,32 +12,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..data.instructions import IGNORED, Conversation, encode_prompt
-from ..evaluation.responses import respond
+from ..data.instructions import Conversation, encode_prompt
+from ..linear_cross_entropy import IGNORE_INDEX
 from ..modeling_scratch_gpt2 import ScratchGPT2ForCausalLM
-from .arguments import TRAINER_DEFAULTS
-from .pushing import PushingTrainer
-
-# Steps below 1 are shares of the run: the same ten evaluations for a thousand rows and for Alpaca's 52,000.
-SFT_RECIPE = TRAINER_DEFAULTS | {
-    "num_train_epochs": 3,
-    "learning_rate": 5e-5,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.03,
-    "weight_decay": 0.01,
-    "max_grad_norm": 1.0,
-    "per_device_train_batch_size": 8,
-    "gradient_accumulation_steps": 4,
-    "eval_steps": 0.1,
-    "save_steps": 0.1,
-    "save_total_limit": 2,
-    "load_best_model_at_end": True,
-    "label_names": ["labels"],
-}
-# A packed row of 1,024 tokens holds about nine of Alpaca's conversations, so this step has as many as the one above.
-PACKED_BATCH = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "per_device_eval_batch_size": 2}
-# Adapters start at zero and are few: they bear, and need, larger steps (Biderman et al. 2024, arXiv:2405.09673).
-LORA_LEARNING_RATE = 3e-4
+from ..prediction import respond
+from .trainer import PushingTrainer
 
 
 def check_arguments(args: TrainingArguments) -> None:
@@ -67,21 +46,6 @@ def quantized_base(name: str, compute_dtype: torch.dtype) -> ScratchGPT2ForCausa
     return ScratchGPT2ForCausalLM.from_pretrained(name, dtype=torch.float32, quantization_config=quantization)
 
 
-def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let generation end and pad as the tokenizer says, here and in what is saved.
-
-    Raises ValueError for a model that has fewer embeddings than the tokenizer has tokens.
-    """
-    if len(tokenizer) > model.config.vocab_size:
-        raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens but the model knows {model.config.vocab_size}; use the "
-            "tokenizer that the model was trained with."
-        )
-    for config in (model.config, model.generation_config):
-        config.eos_token_id = tokenizer.eos_token_id
-        config.pad_token_id = tokenizer.pad_token_id
-
-
 class InstructionTrainer(PushingTrainer):
     """Trainer whose `eval_loss` is the mean over all labelled tokens, in whatever batches and processes they come.
 
@@ -102,11 +66,11 @@ class InstructionTrainer(PushingTrainer):
         state = self.accelerator.gradient_state
         if state.end_of_dataloader and state.remainder > 0:
             own = state.remainder - self.args.process_index * len(labels)
-            labels[max(own, 0) :] = IGNORED
+            labels[max(own, 0) :] = IGNORE_INDEX
         with torch.no_grad(), self.compute_loss_context_manager():
             loss = model(**inputs, num_items_in_batch=1, skip_logits=True).loss
         sums, tokens = torch.zeros(2, len(labels), device=labels.device)
-        sums[0], tokens[0] = loss, (labels[:, 1:] != IGNORED).sum()
+        sums[0], tokens[0] = loss, (labels[:, 1:] != IGNORE_INDEX).sum()
         return None, sums, tokens
 
 

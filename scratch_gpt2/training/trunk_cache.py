@@ -25,8 +25,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers.modeling_outputs import SequenceClassifierOutputWithPast
 
-from ..data.token_shards import write_atomically
-from ..modeling_scratch_gpt2 import ScratchGPT2Block, ScratchGPT2ForSequenceClassification, ScratchGPT2Model
+from ..files import write_atomically
+from ..heads_scratch_gpt2 import ScratchGPT2ForSequenceClassification
+from ..modeling_scratch_gpt2 import ScratchGPT2Block, ScratchGPT2Model
 
 CACHED_PARTS = ("head", "last_block")
 CHUNK_BYTES = 2**26  # of a file, and of the memory to compute it in

@@ -30,9 +30,9 @@ def train(name: str, args, folder: Path) -> dict:
 
     from scratch_gpt2 import ScratchGPT2ForSequenceClassification, load_tokenizer
     from scratch_gpt2.data.text_classification import load_prepared
-    from scratch_gpt2.training.arguments import CLASSIFICATION_DEFAULTS
     from scratch_gpt2.training.classification import encode_rows, make_trainer
     from scratch_gpt2.training.freezing import train_only
+    from scratch_gpt2.training.recipes import CLASSIFICATION_DEFAULTS
 
     logging.disable_progress_bar()
     tokenizer = load_tokenizer(args.tokenizer)

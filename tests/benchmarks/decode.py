@@ -41,7 +41,7 @@ from transformers.utils import logging
 
 from scratch_gpt2 import ScratchGPT2ForCausalLM
 from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
-from scratch_gpt2.training.arguments import cpu_computes_bfloat16
+from scratch_gpt2.hardware import cpu_computes_bfloat16
 
 STATIC = ("transformers static", "scratch_gpt2 static")
 EXACT = ("transformers", "scratch_gpt2", "scratch_gpt2 optimized", "ctranslate2", "onnxruntime", *STATIC)

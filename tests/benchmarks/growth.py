@@ -98,7 +98,7 @@ def curve_points(rows: list[dict], kind: str, name: str, quantity: str) -> list[
 
 
 def draw(rows: list[dict], path: str) -> None:
-    from scratch_gpt2.training.plots import new_figure, save_figure
+    from scratch_gpt2.files import new_figure, save_figure
 
     figure = new_figure(figsize=(9, 7))
     titles = {"train": "a training step on T tokens", "decode": "writing T tokens"}

@@ -30,7 +30,7 @@ import torch
 import transformers
 
 from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
-from scratch_gpt2.training.arguments import cpu_computes_bfloat16
+from scratch_gpt2.hardware import cpu_computes_bfloat16
 
 HERE = Path(__file__).parent
 

@@ -104,8 +104,8 @@ def own_trainer(name: str, args, tokenizer, conversations, examples):
     from transformers import TrainingArguments
 
     from scratch_gpt2.data.collators import PackingCollator, PaddingCollator, pack
-    from scratch_gpt2.training.pretraining import model_to_continue
     from scratch_gpt2.training.sft import InstructionTrainer
+    from scratch_gpt2.training.start import model_to_continue
 
     packed = name == "packed"
     return InstructionTrainer(

@@ -32,8 +32,8 @@ def adapt(texts: list[str], args, seed: int, folder: str) -> str:
 
     from scratch_gpt2 import load_tokenizer
     from scratch_gpt2.data.collators import PackingCollator, pack
-    from scratch_gpt2.training.arguments import TRAINER_DEFAULTS
-    from scratch_gpt2.training.pretraining import model_to_continue
+    from scratch_gpt2.training.recipes import TRAINER_DEFAULTS
+    from scratch_gpt2.training.start import model_to_continue
 
     set_seed(seed)
     tokenizer = load_tokenizer(args.model)
@@ -59,9 +59,9 @@ def train_gpt2(data, args, seed: int, folder: str) -> dict:
 
     from scratch_gpt2 import load_tokenizer
     from scratch_gpt2.training.adapters import add_lora
-    from scratch_gpt2.training.arguments import CLASSIFICATION_DEFAULTS, CLASSIFICATION_LEARNING_RATES
     from scratch_gpt2.training.classification import encode_rows, load_classifier, make_trainer
     from scratch_gpt2.training.freezing import train_only
+    from scratch_gpt2.training.recipes import CLASSIFICATION_DEFAULTS, CLASSIFICATION_LEARNING_RATES
     from scratch_gpt2.training.trunk_cache import CACHED_PARTS
 
     base = args.model

@@ -35,7 +35,7 @@ def train(name: str, args, masked: float = 0.0, compiled: bool = False) -> dict:
     import torch
 
     if name == "scratch_gpt2 script":
-        from scratch_gpt2.training.arguments import keep_freed_memory
+        from scratch_gpt2.hardware import keep_freed_memory
 
         keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -145,7 +145,8 @@ def compare(args) -> list[dict]:
 def summarise(runs: list[dict], args) -> dict[str, dict]:
     from scratch_gpt2 import ScratchGPT2Config
     from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
-    from scratch_gpt2.training.callbacks import flops_per_token, known_peak_flops
+    from scratch_gpt2.hardware import known_peak_flops
+    from scratch_gpt2.training.callbacks import flops_per_token
 
     tokens = args.batch * args.length
     flops = tokens * flops_per_token(ScratchGPT2Config(**PRESETS[args.preset]), args.length)

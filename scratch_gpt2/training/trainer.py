@@ -1,50 +1,16 @@
-"""`--push_to_hub`: what cannot be pushed is refused in time, each push is one commit, and the last one is checked."""
+"""The Trainer that pretraining, classification and instruction tuning share: each push is one commit, and the last
+one is checked."""
 
 import re
 import sys
 
-from huggingface_hub import CommitInfo, whoami
-from transformers import Trainer, TrainingArguments
+from huggingface_hub import CommitInfo
+from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
-from ..hub import adapter_base, check_pushed, explain_refusal, push, record_run, speaking_to_hub
-
-
-def check_push(args: TrainingArguments, base_of_adapter: str | None = None) -> None:
-    """With `--push_to_hub`, raise before the training what would spoil a push after it.
-
-    Args:
-        base_of_adapter: the model that an adapter is trained on, where the adapter alone will be pushed.
-
-    Raises ValueError for arguments that cannot be followed, ConnectionError where nobody is logged in or the Hub is
-    not reached.
-    """
-    if not args.push_to_hub:
-        return
-    if args.hub_token is not None:
-        raise ValueError("hub_token would be stored in training_args.bin: log in with `hf auth login` instead.")
-    strategy = HubStrategy(args.hub_strategy)
-    if strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
-        raise ValueError(f"hub_strategy is {strategy.value}; choose every_save or end.")
-    if base_of_adapter is not None:
-        adapter_base({}, base_of_adapter)
-    try:
-        account = whoami()
-    except Exception as error:  # the types depend on huggingface_hub's HTTP library
-        reason, remedy = explain_refusal(error)
-        raise ConnectionError(
-            f"The Hugging Face Hub cannot be pushed to ({reason}); {remedy}, or leave out --push_to_hub and push the "
-            "folder later."
-        ) from error
-    user, destination = account["name"], args.hub_model_id
-    if destination is None:
-        raise ValueError(f"--push_to_hub has no destination: add --hub_model_id {user}/NAME.")
-    owners = [user, *(organization["name"] for organization in account.get("orgs", []))]
-    if "/" in destination and destination.split("/")[0] not in owners:
-        raise ValueError(
-            f"hub_model_id is {destination}, but {user} is logged in and can push to "
-            f"{' or '.join(f'{owner}/NAME' for owner in owners)} only."
-        )
+from ..hub.push import check_pushed, push, speaking_to_hub
+from ..hub.run_record import record_run
+from .start import check_push
 
 
 class PushingTrainer(Trainer):

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
+from .hardware import cpu_computes_bfloat16
 from .modeling_scratch_gpt2 import ScratchGPT2Block
 
 RESTORE = "Call model.restore_from_inference() first"
@@ -214,8 +215,6 @@ def check_can_be_packed(model: PreTrainedModel, weights: str | None) -> None:
 
 
 def check_dtype(model: PreTrainedModel, weights: str | None) -> None:
-    from .training.arguments import cpu_computes_bfloat16  # imports the library's Trainer
-
     dtypes = {parameter.dtype for parameter in model.parameters()}
     if dtypes == {torch.bfloat16} and weights is None:
         if not cpu_computes_bfloat16():

@@ -1,0 +1,1 @@
+"""Publishing on the Hugging Face Hub: what a run was, the model card, and the push."""

@@ -1,0 +1,230 @@
+"""Publishing: what a training script has left in a folder goes to the Hugging Face Hub, with a model card.
+
+A push is one commit, so the repository never holds half a model, and only the model, its code, tokenizer, plots and
+numbers are pushed: no data, no pickles, no optimizer states. The token is huggingface_hub's own (`hf auth login`).
+"""
+
+import fnmatch
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from huggingface_hub import (
+    CommitInfo,
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    get_token,
+)
+from huggingface_hub.errors import LocalTokenNotFoundError
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+import scratch_gpt2 as package
+
+from ..checkpoint_files import TRAVELLING_FILES
+from .card import adapter_base, model_card, own_class, read_kind
+from .run_record import RUN_FILE
+
+WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "adapter_model.safetensors")
+PUSHED = (
+    *WEIGHTS,
+    "config.json",
+    "generation_config.json",
+    "adapter_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    *TRAVELLING_FILES,
+    *("*.png", RUN_FILE, "metrics.json", "epochs.json", "confusion_matrix.json"),
+)
+# What an earlier push may have left that would be loaded instead of, or into, what is pushed now.
+REPLACED = (*WEIGHTS, "*.bin", "*.bin.index.json", "config.json", "generation_config.json", "adapter_config.json")
+
+
+# What a run was
+
+
+# The card
+
+
+# The push
+
+
+def push(
+    folder_or_model,
+    repo_id: str,
+    *,
+    tokenizer=None,
+    private: bool | None = None,
+    base: str | None = None,
+    license: str | None = None,
+    message: str = "Push model",
+) -> CommitInfo:
+    """Push a model or an adapter in one commit: all of it arrives or nothing.
+
+    `use_cache` is true in what is pushed, the code is the checkpoint's own copy, and weights of an earlier push that
+    are not replaced are deleted.
+
+    Args:
+        folder_or_model: folder of a training script, or a model, which is saved with its `tokenizer` first.
+        repo_id: `user/name`, or `name` under the user who is logged in; created where it does not exist.
+        private: whether a new repository is private; by default what the account says.
+        base: Hub id of the base of an adapter, in place of a folder on this machine.
+
+    Raises FileNotFoundError and ValueError for what cannot be pushed, OSError where the Hub refuses or is not reached.
+    """
+    if not isinstance(folder_or_model, (str, os.PathLike)):
+        with tempfile.TemporaryDirectory() as folder:
+            for part in (folder_or_model, tokenizer):
+                if part is not None:
+                    part.save_pretrained(folder)
+            return push(folder, repo_id, private=private, base=base, license=license, message=message)
+    files = files_to_push(Path(folder_or_model), base)
+    api = HfApi()
+    with speaking_to_hub(repo_id):
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory() as described:
+            for name, content in files.items():
+                if name.endswith(".json") or name.endswith(".png"):
+                    Path(described, name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+            card = model_card(described, repo_id, license)
+        files["README.md"] = str(card).encode()
+        present = api.list_repo_files(repo_id)
+        stale = [path for path in present if path not in files and any(fnmatch.fnmatch(path, p) for p in REPLACED)]
+        operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+        operations += [CommitOperationDelete(path) for path in stale]
+        return api.create_commit(repo_id, operations, commit_message=message)
+
+
+def files_to_push(folder: Path, base: str | None = None) -> dict[str, Path | bytes]:
+    """By their names in the repository, the files of `folder` that are pushed, or what is pushed in their place."""
+    config, _, _ = read_kind(folder)
+    files: dict[str, Path | bytes] = {}
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in PUSHED):
+            files[path.name] = path
+    if not any(fnmatch.fnmatch(name, pattern) for name in files for pattern in WEIGHTS):
+        raise FileNotFoundError(f"{folder} has no safetensors file with weights: train or save a model into it.")
+    if "adapter_config.json" in files:
+        files = {name: files[name] for name in files if not fnmatch.fnmatch(name, "model*") and name != "config.json"}
+        config["base_model_name_or_path"] = adapter_base(config, base)
+        return files | {"adapter_config.json": as_json(config)}
+    for name in TRAVELLING_FILES:
+        files.setdefault(name, Path(package.__file__).with_name(name))
+    # A checkpoint that began as one of the Hub's refers to the code there, though its own is beside it.
+    auto_map = {name: target.rpartition("--")[2] for name, target in (config.get("auto_map") or {}).items()}
+    return files | {"config.json": as_json(config | {"use_cache": True, "auto_map": auto_map})}
+
+
+def as_json(config: dict) -> bytes:
+    return json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
+
+
+@contextmanager
+def speaking_to_hub(repo_id: str) -> Iterator[None]:
+    """Turn what the libraries raise where an upload fails into an OSError of one sentence."""
+    try:
+        yield
+    except (FileNotFoundError, ValueError):
+        raise
+    except Exception as error:  # the types depend on huggingface_hub's HTTP library
+        reason, remedy = explain_refusal(error)
+        raise OSError(
+            f"{repo_id} could not be pushed ({reason}) and is on the Hugging Face Hub as it was; {remedy}."
+        ) from error
+
+
+def explain_refusal(error: Exception) -> tuple[str, str]:
+    """Why the Hub was not reached or refused, and what helps."""
+    causes = [error, *([error.__cause__] if error.__cause__ else [])]
+    statuses = [getattr(getattr(cause, "response", None), "status_code", None) for cause in causes]
+    if isinstance(error, LocalTokenNotFoundError) or (401 in statuses and get_token() is None):
+        return "nobody is logged in", "log in with `hf auth login`"
+    if 401 in statuses:
+        return "the Hub does not know the token", "log in again with `hf auth login`"
+    if 403 in statuses:
+        return "who is logged in may not write there", "choose a name of your own, or log in with `hf auth login`"
+    reason = " ".join(str(causes[-1]).split()).replace(get_token() or "\0", "<token>") or type(error).__name__
+    return reason, "try again when the Hub can be reached, or log in with `hf auth login`"
+
+
+LOAD_BACK = """
+import sys
+
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "scratch_gpt2":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, NotInstalled())
+import torch, transformers
+from safetensors.torch import save_file
+
+repo_id, revision, auto_class, text, file = sys.argv[1:]
+options = {"revision": revision, "code_revision": revision, "trust_remote_code": True}
+model = getattr(transformers, auto_class).from_pretrained(repo_id, **options)
+ids = transformers.AutoTokenizer.from_pretrained(repo_id, revision=revision)(text, return_tensors="pt").input_ids
+with torch.no_grad():
+    save_file({"ids": ids, "output": model.eval()(ids)[0].float().contiguous()}, file)
+"""
+# An adapter has no code of its own: what it adapts is a GPT-2 of any origin, in this package's class.
+LOAD_BACK_ADAPTER = """
+import sys
+import scratch_gpt2, torch, transformers
+from peft import PeftModel
+from safetensors.torch import save_file
+
+repo_id, revision, model_class, text, file, base = sys.argv[1:]
+model = PeftModel.from_pretrained(getattr(scratch_gpt2, model_class).from_pretrained(base), repo_id, revision=revision)
+ids = transformers.AutoTokenizer.from_pretrained(repo_id, revision=revision)(text, return_tensors="pt").input_ids
+with torch.no_grad():
+    save_file({"ids": ids, "output": model.eval()(ids)[0].float().contiguous()}, file)
+"""
+TEXT = "What arrives is sent."
+
+
+def check_pushed(folder: str | os.PathLike, repo_id: str, revision: str, base: str | None = None) -> float:
+    """Load `revision` of `repo_id` in another process, where this package is hidden unless it is an adapter, and
+    compare its outputs with those of `folder`. `base` is as for `push`.
+
+    Returns the largest difference. Raises ValueError where it is not negligible or the pushed model cannot be loaded.
+    """
+    config, _, auto_class = read_kind(Path(folder))
+    base = base or config.get("base_model_name_or_path")
+    model_class = own_class(auto_class)
+    with tempfile.TemporaryDirectory() as temporary:
+        file = Path(temporary, "output.safetensors")
+        code = (
+            [LOAD_BACK_ADAPTER, repo_id, revision, model_class] if base else [LOAD_BACK, repo_id, revision, auto_class]
+        )
+        command = [sys.executable, "-c", *code, TEXT, str(file), *([base] if base else [])]
+        environment = os.environ | {"HF_MODULES_CACHE": temporary}
+        result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        if result.returncode != 0:
+            reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
+            raise ValueError(f"{repo_id} was pushed but cannot be loaded from there ({reason}).")
+        pulled = load_file(file)
+    model = getattr(package, model_class).from_pretrained(base or folder)
+    if base:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, folder)
+    ids = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt").input_ids
+    with torch.no_grad():
+        output = model.eval()(ids)[0].float()
+    same_tokens = torch.equal(ids, pulled["ids"])
+    difference = (output - pulled["output"]).abs().max().item() if same_tokens else float("inf")
+    if not difference <= 1e-4 * max(1.0, output.abs().max().item()):
+        raise ValueError(f"{repo_id} was pushed but computes something else there: outputs differ by {difference:g}.")
+    return difference
