@@ -28,7 +28,7 @@ from .configuration_scratch_gpt2 import ScratchGPT2Config
 
 # How GPT-2 stores a tensor, compared with nn.Linear here. Its Conv1D keeps weights as (in, out), nn.Linear as
 # (out, in); the weights of q, k and v lie side by side in one (in, 3 * out), their biases in one (3 * out).
-SAME, TRANSPOSED, FUSED, IGNORE_INDEX = "same", "transposed", "q, k and v fused, then transposed", "ignored"
+SAME, TRANSPOSED, FUSED, DROPPED = "same", "transposed", "q, k and v fused, then transposed", "ignored"
 
 # GPT-2's name (without the prefix "transformer." that its heads put before the network's), the name here, the layout.
 # fmt: off
@@ -41,8 +41,8 @@ KEYS = {
     "h.N.attn.c_attn.bias":                  ("model.layers.N.attn.{q,k,v}_proj.bias", FUSED),
     "h.N.attn.c_proj.weight":                ("model.layers.N.attn.out_proj.weight", TRANSPOSED),
     "h.N.attn.c_proj.bias":                  ("model.layers.N.attn.out_proj.bias", SAME),
-    "h.N.attn.bias":                         (None, IGNORE_INDEX),  # the causal mask, kept by old versions
-    "h.N.attn.masked_bias":                  (None, IGNORE_INDEX),  # what they filled it with, -1e4
+    "h.N.attn.bias":                         (None, DROPPED),  # the causal mask, kept by old versions
+    "h.N.attn.masked_bias":                  (None, DROPPED),  # what they filled it with, -1e4
     "h.N.ln_2.weight":                       ("model.layers.N.mlp_norm.weight", SAME),
     "h.N.ln_2.bias":                         ("model.layers.N.mlp_norm.bias", SAME),
     "h.N.mlp.c_fc.weight":                   ("model.layers.N.mlp.up_proj.weight", TRANSPOSED),
@@ -60,7 +60,7 @@ KEYS = {
     "multiple_choice_head.summary.weight":   ("multiple_choice_head.weight", SAME),
     "multiple_choice_head.summary.bias":     ("multiple_choice_head.bias", SAME),
 }
-GPT2_NAMES = {own_name: gpt2_name for gpt2_name, (own_name, layout) in KEYS.items() if layout != IGNORE_INDEX}
+GPT2_NAMES = {own_name: gpt2_name for gpt2_name, (own_name, layout) in KEYS.items() if layout != DROPPED}
 ARCHITECTURES = {
     "ScratchGPT2Model":                      "GPT2Model",
     "ScratchGPT2ForCausalLM":                "GPT2LMHeadModel",
@@ -209,7 +209,7 @@ def to_own_state_dict(
             own_names, layout = to_own_names(gpt2_name)
         except KeyError:
             raise ValueError(f"{origin}: unknown key {gpt2_name!r}, which is no part of GPT-2.") from None
-        if layout == IGNORE_INDEX:
+        if layout == DROPPED:
             continue
         own_name = own_names[0]
         if own_name in state_dict:
