@@ -49,7 +49,9 @@ def record_run(
     """
     changed = {}
     for group in arguments:
-        for entry in dataclasses.fields(group):
+        # A recipe's own defaults are part of how the model was made.
+        is_training = isinstance(group, transformers.TrainingArguments)
+        for entry in dataclasses.fields(transformers.TrainingArguments if is_training else group):
             value = getattr(group, entry.name)
             value = getattr(value, "value", value)  # of an enum
             plain = isinstance(value, (bool, int, float, str, list, dict))

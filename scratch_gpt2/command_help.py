@@ -1,0 +1,147 @@
+"""What a script answers without doing anything: its help, and a suggestion for a mistyped option.
+
+Standard library only.
+"""
+
+import dataclasses
+import difflib
+import inspect
+import shutil
+import textwrap
+import typing
+from collections.abc import Iterable
+
+# What run_clm.py, TRL and litgpt call it, and what our scripts do.
+SYNONYMS = {
+    "model_name_or_path": "model",
+    "checkpoint_dir": "model",
+    "tokenizer_name": "tokenizer",
+    "dataset_name": "data",
+    "dataset": "data",
+    "train_file": "data",
+    "block_size": "block_length",
+    "max_seq_length": "max_length",
+    "max_seq_len": "max_length",
+    "use_peft": "lora",
+    "lora_r": "lora_rank",
+    "max_train_samples": "max_rows",
+    "packing": "pack",
+    "out_dir": "output_dir",
+}
+CONFIG_HELP = "YAML or JSON file of options; the command line overrides it."
+
+
+def format_help(script: str, description: str, groups: Iterable[type], everything: bool = False) -> str:
+    """The text of `--help`, or of `--help-all` with `everything`.
+
+    Args:
+        script: how the script is called, such as `examples/sft.py`.
+        description: the script's docstring. Its indented paragraphs are examples and come last.
+        groups: dataclasses of the options. Of a subclass of TrainingArguments only the recipe is shown, that is, the
+            defaults that the subclass sets, unless `everything` is true.
+    """
+    width = min(shutil.get_terminal_size().columns, 120)
+    paragraphs = description.strip("\n").split("\n\n")
+    examples = [paragraph for paragraph in paragraphs if paragraph.startswith(" ")]
+    texts = [textwrap.fill(" ".join(p.split()), width) for p in paragraphs if not p.startswith(" ")]
+    parts = [f"usage: python {script} [CONFIG.yaml] [--OPTION VALUE ...]", *texts]
+    own = [field for group in groups if not is_recipe(group) for field in dataclasses.fields(group)]
+    rows = [option_row(field.name, described(field), default_text(field), width) for field in own]
+    rows.append(option_row("config", CONFIG_HELP, None, width))
+    parts.append("options:\n" + "\n".join(rows))
+    for recipe in filter(is_recipe, groups):
+        if everything:
+            fields = dataclasses.fields(recipe)
+            rows = [option_row(field.name, help_text(recipe, field), default_text(field), width) for field in fields]
+            parts.append(
+                "options of transformers.TrainingArguments, with the defaults of this script:\n" + "\n".join(rows)
+            )
+        else:
+            fields = recipe_fields(recipe)
+            explained = [field for field in fields if "help" in field.metadata]
+            rows = [option_row(f.name, f.metadata["help"], default_text(f), width) for f in explained]
+            defaults = [f"--{f.name} {default_text(f)}" for f in fields if f not in explained and default_text(f)]
+            rows += textwrap.wrap(
+                "  ".join(defaults), width, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False
+            )
+            title = "options of transformers.TrainingArguments work too (--help-all lists them); the recipe sets:"
+            parts.append(title + "\n" + "\n".join(rows))
+    if examples:
+        parts.append("examples:\n" + "\n\n".join(examples))
+    return "\n\n".join(parts) + "\n"
+
+
+def described(field: dataclasses.Field) -> str:
+    """A field's help, with what it can be."""
+    choices = field.metadata.get("choices") or (
+        typing.get_origin(field.type) is typing.Literal and field.type.__args__
+    )
+    return field.metadata.get("help", "") + (f" One of {', '.join(choices)}." if choices else "")
+
+
+def is_recipe(group: type) -> bool:
+    return any(base.__name__ == "TrainingArguments" for base in group.__mro__)
+
+
+def recipe_fields(recipe: type) -> list[dataclasses.Field]:
+    """The fields that subclasses of TrainingArguments add or give another default."""
+    names: dict[str, None] = {}
+    for base in reversed(recipe.__mro__):
+        if is_recipe(base) and base.__name__ != "TrainingArguments":
+            names |= dict.fromkeys(inspect.get_annotations(base))
+    by_name = {field.name: field for field in dataclasses.fields(recipe)}
+    return [by_name[name] for name in names]
+
+
+def help_text(group: type, field: dataclasses.Field) -> str | None:
+    """A field's help, also where a subclass has changed its default and said no more."""
+    for base in group.__mro__:
+        own = base.__dict__.get("__dataclass_fields__", {}).get(field.name)
+        if own is not None and "help" in own.metadata:
+            return " ".join(own.metadata["help"].split())
+    return None
+
+
+def default_text(field: dataclasses.Field) -> str | None:
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    elif field.default is dataclasses.MISSING:
+        return "required"
+    else:
+        default = getattr(field.default, "value", field.default)
+    if default is None or default == [] or default == "":
+        return None
+    if isinstance(default, list):
+        return " ".join(map(repr, default))
+    if isinstance(default, bool):
+        return str(default).lower()
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def option_row(name: str, text: str | None, default: str | None, width: int) -> str:
+    """`  --name   text (default: ...)`, wrapped beside the name."""
+    column = 28
+    text = text or ""
+    if default is not None:
+        text += " (required)" if default == "required" else f" (default: {default})"
+    lines = textwrap.wrap(text, max(width - column, 30)) or [""]
+    name = f"  --{name}"
+    first = f"{name:<{column}}{lines[0]}" if len(name) < column - 1 else f"{name}\n{' ' * column}{lines[0]}"
+    return "\n".join([first.rstrip(), *(" " * column + line for line in lines[1:])])
+
+
+def unknown_option(argument: str, known: Iterable[str]) -> str:
+    """One sentence about an argument that no option of the names `known` takes."""
+    known = set(known)
+    name = argument.split("=")[0]
+    if not name.startswith("--"):
+        return f"{argument!r} belongs to no option; see --help."
+    plain = name[2:].replace("-", "_")
+    match = SYNONYMS.get(plain)
+    if match not in known:
+        match = next(iter(difflib.get_close_matches(plain, known, n=1)), None)
+    return f"{name} is not an option" + (f"; did you mean --{match}?" if match else "; see --help.")
+
+
+def option_names(groups: Iterable[type]) -> list[str]:
+    return [field.name for group in groups for field in dataclasses.fields(group)] + ["config", "help", "help_all"]
