@@ -51,7 +51,7 @@ def format_help(script: str, description: str, groups: Iterable[type], everythin
     parts.append("options:\n" + "\n".join(rows))
     for recipe in filter(is_recipe, groups):
         if everything:
-            fields = dataclasses.fields(recipe)
+            fields = list(dataclasses.fields(recipe))
             rows = [option_row(field.name, help_text(recipe, field), default_text(field), width) for field in fields]
             parts.append(
                 "options of transformers.TrainingArguments, with the defaults of this script:\n" + "\n".join(rows)
@@ -73,9 +73,8 @@ def format_help(script: str, description: str, groups: Iterable[type], everythin
 
 def described(field: dataclasses.Field) -> str:
     """A field's help, with what it can be."""
-    choices = field.metadata.get("choices") or (
-        typing.get_origin(field.type) is typing.Literal and field.type.__args__
-    )
+    literal = typing.get_args(field.type) if typing.get_origin(field.type) is typing.Literal else ()
+    choices = field.metadata.get("choices", literal)
     return field.metadata.get("help", "") + (f" One of {', '.join(choices)}." if choices else "")
 
 
