@@ -6,22 +6,25 @@ nothing in the model, not even for a moment, so several threads may look at it w
 are those of `modeling_scratch_gpt2.py`.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from .modeling_scratch_gpt2 import ScratchGPT2ForCausalLM, eager_attention_forward
+from .prediction import evaluation_mode
 from .tokenization import check_text
 
-# The way of the integrated gradients: parts to begin with, points in each, by how much (nats) a part's gradients may
-# miss the difference of the log odds, and after how many points that no longer counts.
+# Integrated gradients: parts at the start, points in each, by how much (nats) a part's gradients may miss the
+# difference of the log odds between its ends, and the number of points after which that no longer counts.
 PARTS = 4
 POINTS = 8
 TOLERANCE = 0.002
-MOST_POINTS = 512
+MAX_POINTS = 512
 TOKENS_AT_ONCE = 1024
-LOGITS_AT_ONCE = 128  # positions whose logits stand in memory together: 26 MB with GPT-2's vocabulary
+LOGITS_AT_ONCE = 128  # positions whose logits are in memory together: 26 MB with GPT-2's vocabulary
 
 BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 
@@ -36,12 +39,12 @@ def token_attributions(
 
     The attributions are of the label's log odds, log(p / (1 - p)) with p its probability, and sum to how much these
     are higher than for a text of padding tokens of the same length (Sundararajan, Taly and Yan 2017,
-    arXiv:1703.01365): gradient times input, but with the gradient averaged over the straight way from the padding
+    arXiv:1703.01365): gradient times input, but with the gradient averaged over the straight line from the padding
     tokens' embeddings to the text's. The gradient at the text alone (Simonyan et al. 2013, arXiv:1312.6034; Shrikumar
     et al. 2016, arXiv:1605.01713) sums to nothing in particular, and is almost 0 wherever the model is sure.
 
     Args:
-        model: any classifier of sequences that takes `inputs_embeds`; one of its labels holds.
+        model: any sequence classifier that takes `inputs_embeds` and has at least two labels.
         tokenizer: special tokens that it adds by itself belong to both texts and have attribution 0.
         label: name or id; by default the label that the model predicts.
 
@@ -50,24 +53,39 @@ def token_attributions(
     Raises ValueError for an empty text, one that `check_text` refuses or longer than the model's positions, a model
     with one label, an unknown label, and a tokenizer without padding and end-of-text token.
     """
+    *_, attributions = attribution_steps(model, tokenizer, text, label)
+    return attributions
+
+
+def attribution_steps(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    label: str | int | None = None,
+    max_points: int | None = None,
+) -> Iterator[list[tuple[str, float]] | None]:
+    """`token_attributions` in steps of at most TOKENS_AT_ONCE tokens, for a caller that shows progress or may stop.
+
+    Yields the best estimate so far after each step (None before the first one); the last is the result. `max_points`
+    (by default MAX_POINTS) bounds the work: after that many points the line is not divided further.
+    """
     encoded = tokenizer(check_text(text), return_special_tokens_mask=True, return_tensors="pt", verbose=False)
     input_ids = encoded["input_ids"].to(model.device)  # (1, T)
     added = encoded["special_tokens_mask"].to(model.device).bool()  # (1, T)
     check_inputs(model, tokenizer, input_ids, text)
     padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     embed = model.get_input_embeddings()
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         with torch.no_grad():
             end = embed(input_ids)  # (1, T, C)
             start = embed(torch.where(added, input_ids, padding))
             label = label_id(model, label, model(inputs_embeds=end).logits)
-        gradient = mean_gradient(model, start, end, label)
-    finally:
-        model.train(was_training)
-    attributions = ((end - start)[0].float() * gradient).sum(-1)  # (T, C) -> (T,)
-    return join_characters(tokenizer, input_ids[0].tolist(), attributions.tolist())
+        for gradient in mean_gradient(model, start, end, label, max_points or MAX_POINTS):
+            if gradient is None:
+                yield None
+                continue
+            attributions = ((end - start)[0].float() * gradient).sum(-1)  # (T, C) -> (T,)
+            yield join_characters(tokenizer, input_ids[0].tolist(), attributions.tolist())
 
 
 def check_inputs(model, tokenizer, input_ids: torch.Tensor, text: str) -> None:
@@ -93,45 +111,61 @@ def label_id(model, label: str | int | None, logits: torch.Tensor) -> int:
     raise ValueError(f"The label {label!r} is not one of the model's: {', '.join(map(repr, names.values()))}.")
 
 
-def mean_gradient(model, start: torch.Tensor, end: torch.Tensor, label: int) -> torch.Tensor:
-    """(T, C): gradient of the label's log odds over the embeddings, the mean over the way from `start` to `end`.
+def mean_gradient(
+    model, start: torch.Tensor, end: torch.Tensor, label: int, max_points: int
+) -> Iterator[torch.Tensor | None]:
+    """Gradient (T, C) of the label's log odds over the embeddings, averaged over the line from `start` to `end`.
 
-    A classifier may make up its mind within a small part of the way. So the way is cut in parts, and a part is halved
-    until its gradients account for the difference of the log odds between its ends.
+    A classifier may change its decision within a small part of the line. So the line is divided into parts, and a part
+    is halved until its gradients account for the difference of the log odds between its ends. Yields the estimate so
+    far after every step (None in the first round); the last one is the result.
     """
     points, weights = (torch.tensor(numbers) / 2 for numbers in np.polynomial.legendre.leggauss(POINTS))
     lefts, width = torch.arange(PARTS) / PARTS, 1 / PARTS  # where the parts begin, (P,), and their length
-    total = torch.zeros(end.shape[1:], device=end.device)
+    total, estimate = torch.zeros(end.shape[1:], device=end.device), None
     points_taken = 0
     while len(lefts):
         places = lefts[:, None] + width * (points + 0.5)  # (P, POINTS)
-        _, gradients = along_the_way(model, start, end, label, places.flatten())
-        gradients = gradients.unflatten(0, places.shape)  # (P, POINTS, T, C)
+        steps = []
+        for gradients in gradients_at(model, start, end, label, places.flatten()):
+            steps.append(gradients)
+            yield estimate
+        gradients = torch.cat(steps).unflatten(0, places.shape)  # (P, POINTS, T, C)
         gradients = width * torch.einsum("n,pntc->ptc", weights.to(gradients), gradients)  # integrals of the parts
         found = (gradients * (end - start)).sum((1, 2))  # (P,)
-        odds, _ = along_the_way(model, start, end, label, torch.cat((lefts, lefts + width)))
-        before, after = odds.chunk(2)
+        before, after = log_odds_at(model, start, end, label, torch.cat((lefts, lefts + width))).chunk(2)
         points_taken += places.numel()
         done = (found - (after - before)).abs() < TOLERANCE
-        if points_taken >= MOST_POINTS:
+        if points_taken >= max_points:
             done = torch.ones_like(done)
         total += gradients[done].sum(0)
+        estimate = total + gradients[~done].sum(0)
         width /= 2
         lefts = lefts[~done.cpu()]
         lefts = torch.cat((lefts, lefts + width))
-    return total
+    yield estimate
 
 
-def along_the_way(model, start: torch.Tensor, end: torch.Tensor, label: int, places: torch.Tensor):
-    """Log odds (N,) and their gradients (N, T, C) at `places` (N,) from 0, `start`, to 1, `end`."""
-    all_odds, gradients = [], []
+def between(start: torch.Tensor, end: torch.Tensor, places: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Embeddings (N, T, C) at `places` (N,) from 0, `start`, to 1, `end`, at most TOKENS_AT_ONCE tokens at a time."""
     for some in places.to(end).split(max(1, TOKENS_AT_ONCE // end.shape[1])):
-        embeds = (start + some[:, None, None] * (end - start)).requires_grad_()  # (N, T, C)
+        yield start + some[:, None, None] * (end - start)
+
+
+def gradients_at(model, start, end, label: int, places: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Gradients (N, T, C) of the log odds at `places`, in steps."""
+    for embeds in between(start, end, places):
         with torch.enable_grad():
-            odds = log_odds(model(inputs_embeds=embeds).logits.float(), label)
-            gradients += torch.autograd.grad(odds.sum(), embeds)
-        all_odds.append(odds.detach())
-    return torch.cat(all_odds), torch.cat(gradients).float()
+            odds = log_odds(model(inputs_embeds=embeds.requires_grad_()).logits.float(), label)
+            (gradients,) = torch.autograd.grad(odds.sum(), embeds)
+        yield gradients.float()
+
+
+@torch.no_grad()
+def log_odds_at(model, start, end, label: int, places: torch.Tensor) -> torch.Tensor:
+    """Log odds (N,) at `places`."""
+    embeddings = between(start, end, places)
+    return torch.cat([log_odds(model(inputs_embeds=embeds).logits.float(), label) for embeds in embeddings])
 
 
 def log_odds(logits: torch.Tensor, label: int) -> torch.Tensor:
@@ -175,10 +209,40 @@ def attention_maps(model: ScratchGPT2ForCausalLM, input_ids: torch.LongTensor, l
         projection(hidden_states).view(heads).transpose(1, 2)  # (1, T, C) -> (1, H, T, D)
         for projection in (block.attn.q_proj, block.attn.k_proj)
     )
-    length = input_ids.shape[1]
-    mask = query.new_full((length, length), torch.finfo(query.dtype).min).triu(1)  # hides what comes later
-    _, weights = eager_attention_forward(block.attn, query, key, key, mask, block.attn.scaling)
+    _, weights = eager_attention_forward(block.attn, query, key, key, causal_mask(hidden_states), block.attn.scaling)
     return weights[0].float()
+
+
+@torch.no_grad()
+def head_ablations(model: ScratchGPT2ForCausalLM, input_ids: torch.LongTensor, layer: int) -> torch.Tensor:
+    """The next token's probabilities without each head of one layer: (H + 1, V) in float32, first with all heads, then
+    without head 0, without head 1, and so on.
+
+    A head adds its own part to the sum that the layer passes on (Elhage et al. 2021, "A mathematical framework for
+    transformer circuits"); without it, that part is missing, and all layers behind compute with what remains.
+
+    Raises ValueError for a layer that the model does not have.
+    """
+    weights = attention_maps(model, input_ids, layer)  # (H, T, T)
+    block = model.model.layers[layer]
+    states = residual_stream(model, input_ids)[layer]  # (1, T, C)
+    value = block.attn.v_proj(block.attn_norm(states))[0].unflatten(-1, (len(weights), -1))  # (T, H, D)
+    head_outputs = torch.einsum("hts,shd->htd", weights.to(value), value)
+    out_proj = block.attn.out_proj.weight.unflatten(1, (len(weights), -1))  # (C, H, D)
+    parts = torch.einsum("htd,chd->htc", head_outputs, out_proj)
+    attended = states + parts.sum(0) + block.attn.out_proj.bias
+    states = torch.cat((attended, attended - parts))  # (H + 1, T, C)
+    states = states + block.mlp(block.mlp_norm(states))
+    mask = causal_mask(states)
+    for later in model.model.layers[layer + 1 :]:
+        states = later(states, mask)
+    return model.lm_head(model.model.norm(states[:, -1])).float().softmax(-1)
+
+
+def causal_mask(states: torch.Tensor) -> torch.Tensor:
+    """(1, 1, T, T), added to the scores: hides what comes later."""
+    length = states.shape[1]
+    return states.new_full((1, 1, length, length), torch.finfo(states.dtype).min).triu(1)
 
 
 @torch.no_grad()

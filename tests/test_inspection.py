@@ -7,8 +7,8 @@ import torch
 import transformers
 from model_fixtures import NO_DROPOUT
 
-from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForSequenceClassification
-from scratch_gpt2.inspection import join_characters, token_attributions
+from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForSequenceClassification, inspection
+from scratch_gpt2.inspection import attribution_steps, join_characters, token_attributions
 from scratch_gpt2.tokenization import train_tokenizer
 
 WORDS = ["cat", "dog", "sun", "tea", "car", "sky", "hat", "map"]
@@ -232,3 +232,27 @@ def test_tokens_that_make_up_one_character_are_joined(tiny_tokenizer):
     assert "".join(piece for piece, _ in joined) == "a £ \ufffd!"
     assert ("£", 2.0) in joined  # two bytes in UTF-8
     assert sum(value for _, value in joined) == len(ids)
+
+
+def test_steps_end_with_the_result_and_restore_training_mode_when_abandoned(tiny_tokenizer):
+    model = ScratchGPT2ForSequenceClassification(
+        ScratchGPT2Config(
+            vocab_size=len(tiny_tokenizer), n_positions=64, n_embd=8, n_layer=1, n_head=2, pad_token_id=0
+        )
+    ).train()
+    first, *_, last = attribution_steps(model, tiny_tokenizer, "the cat sat", "LABEL_1")
+    assert first is None and last == token_attributions(model, tiny_tokenizer, "the cat sat", "LABEL_1")
+    steps = attribution_steps(model, tiny_tokenizer, "the cat sat")
+    next(steps)
+    assert not model.training
+    steps.close()
+    assert model.training
+
+
+def test_the_number_of_points_is_bounded(monkeypatch):
+    taken = []
+    original = inspection.gradients_at
+    monkeypatch.setattr(inspection, "gradients_at", lambda *a: taken.append(len(a[-1])) or original(*a))
+    monkeypatch.setattr(inspection, "TOLERANCE", -1.0)  # never accurate enough
+    list(attribution_steps(TwoTokens(product), Letters(), "ab", max_points=64))
+    assert taken == [32, 64]

@@ -6,7 +6,14 @@ import transformers
 from model_fixtures import random_ids, tiny_model, twins
 from transformers import DynamicCache
 
-from scratch_gpt2.inspection import attention_maps, cache_bytes, logit_lens, show_token, token_probabilities
+from scratch_gpt2.inspection import (
+    attention_maps,
+    cache_bytes,
+    head_ablations,
+    logit_lens,
+    show_token,
+    token_probabilities,
+)
 
 
 def close(actual, expected):
@@ -109,3 +116,22 @@ def test_tokens_for_the_eye(tiny_tokenizer):
     ids = tiny_tokenizer("The hat\n\t\x00\U0001f600<b>")["input_ids"]
     assert "".join(show_token(tiny_tokenizer, token) for token in ids) == "The·hat↵⇥<00><f0><9f><98><80><b>"
     assert show_token(tiny_tokenizer, tiny_tokenizer.eos_token_id) == "<|endoftext|>"
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_head_ablations_are_those_of_transformers_with_the_heads_rows_set_to_zero(attention):
+    reference, ours = twins(scale_attn_by_inverse_layer_idx=True)
+    ours.set_attn_implementation(attention)
+    ids = random_ids(1, 11)
+    width = ours.config.head_dim
+    for layer in (0, 2):
+        ablations = head_ablations(ours, ids, layer)
+        projection = reference.transformer.h[layer].attn.c_proj
+        weight = projection.weight.detach().clone()
+        with torch.no_grad():
+            close(ablations[0], reference(ids).logits[0, -1].softmax(-1))
+            for head in range(4):
+                projection.weight[head * width : (head + 1) * width] = 0
+                close(ablations[1 + head], reference(ids).logits[0, -1].softmax(-1))
+                projection.weight.copy_(weight)
+    assert ablations.shape == (5, 61)
