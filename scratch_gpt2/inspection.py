@@ -63,11 +63,11 @@ def attribution_steps(
     text: str,
     label: str | int | None = None,
     max_points: int | None = None,
-) -> Iterator[list[tuple[str, float]] | None]:
+) -> Iterator[list[tuple[str, float]]]:
     """`token_attributions` in steps of at most TOKENS_AT_ONCE tokens, for a caller that shows progress or may stop.
 
-    Yields the best estimate so far after each step (None before the first one); the last is the result. `max_points`
-    (by default MAX_POINTS) bounds the work: after that many points the line is not divided further.
+    Yields the best estimate so far after each step (an empty list before the first one); the last is the result.
+    `max_points` (by default MAX_POINTS) bounds the work: after that many points the line is not divided further.
     """
     encoded = tokenizer(check_text(text), return_special_tokens_mask=True, return_tensors="pt", verbose=False)
     input_ids = encoded["input_ids"].to(model.device)  # (1, T)
@@ -82,7 +82,7 @@ def attribution_steps(
             label = label_id(model, label, model(inputs_embeds=end).logits)
         for gradient in mean_gradient(model, start, end, label, max_points or MAX_POINTS):
             if gradient is None:
-                yield None
+                yield []
                 continue
             attributions = ((end - start)[0].float() * gradient).sum(-1)  # (T, C) -> (T,)
             yield join_characters(tokenizer, input_ids[0].tolist(), attributions.tolist())

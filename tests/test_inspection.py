@@ -241,7 +241,7 @@ def test_steps_end_with_the_result_and_restore_training_mode_when_abandoned(tiny
         )
     ).train()
     first, *_, last = attribution_steps(model, tiny_tokenizer, "the cat sat", "LABEL_1")
-    assert first is None and last == token_attributions(model, tiny_tokenizer, "the cat sat", "LABEL_1")
+    assert first == [] and last == token_attributions(model, tiny_tokenizer, "the cat sat", "LABEL_1")
     steps = attribution_steps(model, tiny_tokenizer, "the cat sat")
     next(steps)
     assert not model.training
