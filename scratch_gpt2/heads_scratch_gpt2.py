@@ -44,9 +44,10 @@ class ScratchGPT2ForSequenceClassification(ScratchGPT2PreTrainedModel):
                 as `config.problem_type` says; if `None`: one label is regression, integers single, floats multi-label.
 
         Returns `loss` and `logits` (B, num_labels)."""
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
         outputs = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs)
         hidden_states = outputs.last_hidden_state  # (B, T, C)
-        last_token = self.last_token_index(input_ids, attention_mask, hidden_states)  # (B,)
+        last_token = self.last_token_index(input_ids, attention_mask, hidden_states, past_length)  # (B,)
         rows = torch.arange(hidden_states.shape[0], device=hidden_states.device)
         logits = self.score(hidden_states[rows, last_token])  # (B, C) -> (B, num_labels)
         items = kwargs.get("num_items_in_batch")
@@ -55,18 +56,19 @@ class ScratchGPT2ForSequenceClassification(ScratchGPT2PreTrainedModel):
             loss, logits, outputs.past_key_values, outputs.hidden_states, outputs.attentions
         )
 
-    def last_token_index(self, input_ids, attention_mask, hidden_states):
+    def last_token_index(self, input_ids, attention_mask, hidden_states, past_length=0):
         """(B,): the last token that the mask shows, on whichever side the padding is.
 
         transformers' GPT-2 looks for the pad id instead, which finds the wrong token when a text really ends in the
-        end-of-text token that GPT-2 is padded with. Only without a mask, and with a pad id of its own, do we look too.
+        end-of-text token that GPT-2 is padded with. We look for it only without a mask, and only when it ends no text.
         """
         batch, length = hidden_states.shape[:2]
         columns = torch.arange(length, device=hidden_states.device)
+        pad, eos = self.config.pad_token_id, self.config.eos_token_id
         if attention_mask is not None and attention_mask.ndim == 2:
-            shown = attention_mask[:, -length:].to(hidden_states.device) != 0
-        elif input_ids is not None and self.config.pad_token_id not in (None, self.config.eos_token_id):
-            shown = input_ids != self.config.pad_token_id
+            shown = attention_mask.to(hidden_states.device)[:, columns + past_length] != 0
+        elif input_ids is not None and pad is not None and pad not in (eos if isinstance(eos, list) else [eos]):
+            shown = input_ids != pad
         else:
             if input_ids is not None:
                 self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
@@ -205,7 +207,7 @@ class ScratchGPT2DoubleHeadsModel(ScratchGPT2ForCausalLM):
         mc_logits = self.multiple_choice_head(self.summary_dropout(summary)).squeeze(-1)  # (B, N)
         loss = mc_loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.next_token_loss(logits, labels, **kwargs)
         if mc_labels is not None:
             mc_loss = F.cross_entropy(mc_logits.float(), mc_labels.view(-1))
         return ScratchGPT2DoubleHeadsModelOutput(

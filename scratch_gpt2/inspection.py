@@ -204,11 +204,7 @@ def attention_maps(model: ScratchGPT2ForCausalLM, input_ids: torch.LongTensor, l
         raise ValueError(f"There is no layer {layer}: this model has layers 0 to {model.config.n_layer - 1}.")
     block = model.model.layers[layer]
     hidden_states = block.attn_norm(residual_stream(model, input_ids)[layer])  # (1, T, C)
-    heads = (*hidden_states.shape[:-1], -1, block.attn.head_dim)
-    query, key = (
-        projection(hidden_states).view(heads).transpose(1, 2)  # (1, T, C) -> (1, H, T, D)
-        for projection in (block.attn.q_proj, block.attn.k_proj)
-    )
+    query, key, _ = block.attn.split_heads(hidden_states)  # (1, T, C) -> (1, H, T, D)
     _, weights = eager_attention_forward(block.attn, query, key, key, causal_mask(hidden_states), block.attn.scaling)
     return weights[0].float()
 

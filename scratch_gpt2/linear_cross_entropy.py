@@ -1,20 +1,23 @@
-"""Cross entropy of a linear layer's outputs, without ever holding all of them.
+"""Cross entropy of a linear layer's outputs without materializing all of the logits.
 
 For 8 rows of 1024 tokens, GPT-2's logits are 8 * 1024 * 50257 floats: 1.6 GB, and as much again for their gradient,
-only to be reduced to one number. Here the rows are taken a chunk at a time: logits, loss and gradients of a chunk are
-computed together and its logits are forgotten before the next one.
+only to be reduced to one number. Here the rows are processed in chunks: the logits, the loss and the gradients of a
+chunk are computed together, and its logits are freed before the next chunk.
 
-With logits z = W h and target y the loss is  logsumexp(z) - z[y],  and its gradient by z is  softmax(z) - onehot(y).
+With logits z = W h and target y, the loss is  logsumexp(z) - z[y],  and its gradient with respect to z is
+softmax(z) - onehot(y).
 """
 
 import math
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules import module as torch_module
 
 # The label of positions that are not scored, as in `torch.nn.functional.cross_entropy`.
 IGNORE_INDEX = -100
-# Logits held at once, in numbers: 64 MB in float32, 333 rows of GPT-2's vocabulary.
+# Number of logits held at once: 64 MB in float32, or 333 rows of GPT-2's vocabulary.
 CHUNK_ELEMENTS = 2**24
 
 
@@ -29,39 +32,76 @@ def linear_cross_entropy(
 ) -> torch.Tensor:
     """Next-token loss of `hidden_states @ weight.T`, equal to transformers' `ForCausalLMLoss` on those logits.
 
-    Positions without a label cost nothing: they are left out before the first multiplication.
+    Positions without a label cost nothing: they are removed before the first multiplication.
 
     Args:
         hidden_states: (B, T, C)
         weight: (V, C), usually the token embeddings.
         labels: (B, T) token ids, shifted here by one: position t is scored on `labels[:, t + 1]`.
-        num_items_in_batch: what the summed loss is divided by; `None` means the number of labelled positions.
+        num_items_in_batch: divisor of the summed loss; defaults to the number of labelled positions.
         shift_labels: (B, T) labels that are already shifted; they replace `labels`.
-        ignore_index: label of the positions to leave out.
+        ignore_index: label of the positions to ignore.
         kwargs: arguments of other parts of the model, ignored as in transformers' own losses.
 
     Returns:
         A float32 scalar; 0 when no position has a label.
+
+    Raises:
+        IndexError: for a label outside the vocabulary, as `F.cross_entropy` does on a CPU.
     """
+    items = label_count(labels, num_items_in_batch, shift_labels, ignore_index)
     if shift_labels is None:
         shift_labels = F.pad(labels[..., 1:], (0, 1), value=ignore_index)  # type: ignore[index]  # one is given
     rows = hidden_states.reshape(-1, hidden_states.shape[-1])  # (N, C) with N = B * T
     targets = shift_labels.reshape(-1).to(rows.device)  # (N,)
-    labelled = targets != ignore_index
-    if num_items_in_batch is None:
-        num_items_in_batch = labelled.sum()
-    elif isinstance(num_items_in_batch, torch.Tensor):
-        num_items_in_batch = num_items_in_batch.to(rows.device)
+    items = items.to(rows.device) if isinstance(items, torch.Tensor) else items
 
     # A compiled graph has fixed shapes, so there the unlabelled rows stay and count as zero.
     if not torch.compiler.is_compiling():
-        kept = labelled.nonzero().squeeze(-1)
+        kept = (targets != ignore_index).nonzero().squeeze(-1)
         rows, targets = rows[kept], targets[kept]
+        outside = (targets < 0) | (targets >= weight.shape[0])
+        if outside.any():
+            raise IndexError(f"Target {targets[outside][0].item()} is out of bounds.")  # F.cross_entropy's message
 
-    device = rows.device.type
-    compute_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    compute_dtype = autocast_dtype(rows) or weight.dtype
     total = _LinearCrossEntropySum.apply(rows, weight, targets, ignore_index, compute_dtype, torch.is_grad_enabled())
-    return total / (num_items_in_batch + (num_items_in_batch == 0))  # a step without labels: 0, not 0 / 0
+    return total / items
+
+
+def label_count(labels, num_items_in_batch=None, shift_labels=None, ignore_index: int = IGNORE_INDEX, **kwargs):
+    """Divisor of the summed loss: `num_items_in_batch`, by default the number of labelled positions. Never 0, so that
+    a batch without labels has the loss 0 and not 0 / 0."""
+    if num_items_in_batch is None:
+        scored = labels[..., 1:] if shift_labels is None else shift_labels
+        num_items_in_batch = (scored != ignore_index).sum()
+    return num_items_in_batch + (num_items_in_batch == 0)
+
+
+def autocast_dtype(tensor: torch.Tensor) -> torch.dtype | None:
+    """The dtype in which autocast multiplies on the tensor's device, or `None` where it is off."""
+    device = tensor.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):  # autocast does not know meta tensors
+        return None
+    return torch.get_autocast_dtype(device)
+
+
+def only_multiplies(layer: nn.Module) -> bool:
+    """Whether calling `layer` does nothing but `F.linear(x, layer.weight)`, so that its weight can stand for the call.
+
+    It does more when an adapter, a quantizer or tensor parallelism has replaced the layer or its weight, when somebody
+    listens with a hook, or when something like accelerate's offloading supplies the weight only during the call.
+    """
+    return (
+        type(layer) is nn.Linear
+        and type(layer.weight) is nn.Parameter
+        and layer.bias is None
+        and not layer.weight.is_meta
+        and "forward" not in layer.__dict__
+        and not (layer._forward_hooks or layer._forward_pre_hooks)
+        and not (layer._backward_hooks or layer._backward_pre_hooks)
+        and not torch_module._has_any_global_hook()
+    )
 
 
 class _LinearCrossEntropySum(torch.autograd.Function):
@@ -82,7 +122,10 @@ class _LinearCrossEntropySum(torch.autograd.Function):
                 inputs = rows[chunk].to(compute_dtype)  # (n, C)
                 logits = _padded_logits(inputs, compute_weight)  # (n, P)
                 log_probs = F.log_softmax(logits, dim=-1, dtype=torch.float32)
-                total += F.nll_loss(log_probs, targets[chunk], ignore_index=ignore_index, reduction="sum")
+                known = log_probs
+                if torch.compiler.is_compiling():  # there labels are not checked, and could lie in the padding
+                    known = log_probs[:, : weight.shape[0]]
+                total += F.nll_loss(known, targets[chunk], ignore_index=ignore_index, reduction="sum")
                 if not (needs_rows or needs_weight):
                     continue
                 logits_grad = _logits_gradient(log_probs, targets[chunk], ignore_index).to(compute_dtype)

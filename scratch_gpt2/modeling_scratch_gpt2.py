@@ -26,19 +26,20 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation import GenerationMixin
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPast,
-    CausalLMOutputWithPast,
-)
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel, slice_logits_to_keep
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoint_files import is_foreign_checkpoint, pin_revision, reading_checkpoint
 from .configuration_scratch_gpt2 import ScratchGPT2Config
-from .linear_cross_entropy import linear_cross_entropy
+from .linear_cross_entropy import autocast_dtype, label_count, linear_cross_entropy, only_multiplies
+
+# Arguments of transformers' GPT-2, in this version or an earlier one, that would change what it computes.
+NOT_IMPLEMENTED = ("encoder_hidden_states", "encoder_attention_mask", "head_mask")
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -79,12 +80,7 @@ class ScratchGPT2Attention(nn.Module):
 
     def forward(self, hidden_states, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
         batch_and_length = hidden_states.shape[:-1]
-        heads = (*batch_and_length, -1, self.head_dim)
-        if torch.is_autocast_enabled(hidden_states.device.type):  # one cast to keep for backward instead of three
-            hidden_states = hidden_states.to(torch.get_autocast_dtype(hidden_states.device.type))
-        query = self.q_proj(hidden_states).view(heads).transpose(1, 2)  # (B, T, C) -> (B, H, T, D)
-        key = self.k_proj(hidden_states).view(heads).transpose(1, 2)
-        value = self.v_proj(hidden_states).view(heads).transpose(1, 2)
+        query, key, value = self.split_heads(hidden_states)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, H, S, D)
 
@@ -95,6 +91,16 @@ class ScratchGPT2Attention(nn.Module):
         )
         output = self.out_proj(output.reshape(*batch_and_length, -1).contiguous())  # (B, T, H, D) -> (B, T, C)
         return self.resid_dropout(output), weights
+
+    def split_heads(self, hidden_states):
+        """Query, key and value of every head: (B, T, C) -> 3 * (B, H, T, D)."""
+        # The projections would each cast their input, and each keep a copy of it for the backward pass.
+        hidden_states = hidden_states.to(autocast_dtype(hidden_states) or hidden_states.dtype)
+        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
+        return [
+            projection(hidden_states).view(heads).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        ]
 
 
 class ScratchGPT2MLP(nn.Module):
@@ -218,22 +224,27 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
             (B, T, C); the last is normalised) and `attentions` (n_layer times (B, H, T, S), eager attention only).
 
         Raises:
-            ValueError: both or neither of `input_ids` and `inputs_embeds`, a sequence longer than `n_positions`, or an
-                id outside the vocabulary (on a GPU the latter ends in a device-side assertion).
+            ValueError: both or neither of `input_ids` and `inputs_embeds`, no rows or tokens, a sequence longer than
+                `n_positions`, a mask of another shape, an id outside the vocabulary (on a GPU this ends in a
+                device-side assertion), or an argument of transformers' GPT-2 that is not implemented here.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
+        for name in NOT_IMPLEMENTED:
+            if kwargs.get(name) is not None:
+                raise ValueError(f"{name} is not implemented: use transformers' own GPT-2 for it.")
         if input_ids is not None:
             inputs_embeds = look_up(self.embed_tokens, input_ids, "Token id")  # (B, T, C)
-        length = inputs_embeds.shape[1]
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        may_be_packed = attention_mask is None and past_key_values is None and not inputs_embeds.is_meta
+        packed_positions = position_ids if may_be_packed else None
+        self.check_length(inputs_embeds, past_length, packed_positions)
+        check_mask(attention_mask, inputs_embeds, past_length, past_key_values)
 
-        may_be_packed = attention_mask is None and past_key_values is None
-        self.check_length(length, past_length, position_ids if may_be_packed else None)
-        if position_ids is None:
-            position_ids = self.count_positions(inputs_embeds, attention_mask, past_length)  # (1 or B, T)
         # The mask comes before a cache of our own: an empty cache would hide from it that a row is packed.
-        causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, packed_positions)
+        if position_ids is None:
+            position_ids = count_positions(inputs_embeds, attention_mask, past_length)  # (1 or B, T)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None:
@@ -250,13 +261,19 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
         hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
-    def check_length(self, length: int, past_length, packed_positions: torch.LongTensor | None) -> None:
-        """Raise while the numbers still tell; later there would only be an index error, or a GPU's assertion."""
-        if not torch.compiler.is_compiling():  # there nothing can be read from the device
+    def check_length(self, inputs_embeds, past_length, packed_positions: torch.LongTensor | None) -> None:
+        """Raise for empty input and for more than `n_positions`, which would end in an index error, or in a GPU's
+        assertion."""
+        batch, length = inputs_embeds.shape[:2]
+        if batch == 0 or length == 0:
+            raise ValueError(f"The input is empty: {batch} rows of {length} tokens; give at least one of each.")
+        if can_be_read(past_length):
             past_length = int(past_length)  # a static cache counts on the device
-            if packed_positions is not None and length > self.config.n_positions:  # each document counts for itself
-                length = int(packed_positions.max()) + 1
-        elif torch.is_tensor(past_length) or packed_positions is not None:
+        if packed_positions is not None and length > self.config.n_positions:  # each document counts for itself
+            if not can_be_read(packed_positions):
+                return
+            length = int(packed_positions.max()) + 1
+        if torch.is_tensor(past_length):
             return
         if (total := past_length + length) > self.config.n_positions:
             raise ValueError(
@@ -264,13 +281,38 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
                 f"the model has n_positions={self.config.n_positions}; truncate the input or generate fewer tokens."
             )
 
-    @staticmethod
-    def count_positions(inputs_embeds, attention_mask, past_length):
-        """Positions of the new tokens: 0, 1, 2, ... over what the mask shows."""
-        length = inputs_embeds.shape[1]
-        if attention_mask is not None and attention_mask.ndim == 2:
-            return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
-        return torch.arange(length, device=inputs_embeds.device).unsqueeze(0) + past_length
+
+def can_be_read(number) -> bool:
+    """Whether Python may look at the number: neither while a graph is compiled nor on the meta device."""
+    return not torch.is_tensor(number) or not (torch.compiler.is_compiling() or number.is_meta)
+
+
+def check_mask(attention_mask, inputs_embeds, past_length, past_key_values: Cache | None) -> None:
+    """Raise for a mask that does not have one column for each cached and each new position: the library would take
+    missing columns for padding."""
+    if not torch.is_tensor(attention_mask) or attention_mask.ndim == 4:  # finished
+        return
+    batch, length = inputs_embeds.shape[:2]
+    shape = tuple(attention_mask.shape)
+    if len(shape) != 2 or shape[0] != batch:
+        raise ValueError(f"attention_mask has the shape {shape}, but ({batch}, positions) or 4 dimensions are needed.")
+    if not can_be_read(past_length):
+        return
+    total = int(past_length) + length
+    # A cache may have room for more, and then so may its mask.
+    if shape[1] < total or (past_key_values is None and shape[1] > total):
+        raise ValueError(
+            f"attention_mask has {shape[1]} columns, but there are {total} positions ({int(past_length)} cached and "
+            f"{length} new positions); give a column for each."
+        )
+
+
+def count_positions(inputs_embeds, attention_mask, past_length):
+    """Positions of the new tokens: 0, 1, 2, ... over what the mask shows."""
+    new = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_length  # (T,)
+    if attention_mask is None or attention_mask.ndim != 2:
+        return new.unsqueeze(0)
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, new.to(attention_mask.device)]
 
 
 def look_up(embedding: nn.Embedding, ids: torch.LongTensor, meaning: str) -> torch.Tensor:
@@ -316,9 +358,11 @@ class ScratchGPT2ForCausalLM(ScratchGPT2PreTrainedModel, GenerationMixin):
 
         Args:
             labels: (B, T) token ids, shifted inside: usually `input_ids` itself, with -100 where nothing is learned.
-            logits_to_keep: compute logits for the last so many positions only (0: all), or for the given ones.
+            logits_to_keep: return logits for the last N positions only (0: all), or for the given ones. Every label
+                counts in the loss, whichever logits are returned.
             skip_logits: compute the loss without the (B, T, V) logits, which are then `None` in the output. By default
-                this is done in training with labels.
+                this is done where the caller reads the loss alone: in training with `input_ids`, `labels` and
+                `num_items_in_batch`, which is how transformers' Trainer calls a model.
 
         Returns `loss`, a float32 scalar (mean over the labelled positions, or their sum over `num_items_in_batch`),
         `logits` (B, T, V), and what `ScratchGPT2Model` returns."""
@@ -336,17 +380,38 @@ class ScratchGPT2ForCausalLM(ScratchGPT2PreTrainedModel, GenerationMixin):
         )
         hidden_states = outputs.last_hidden_state  # (B, T, C)
 
-        skip_logits = self.training if skip_logits is None else skip_logits
+        # Who embeds the tokens itself, like PEFT's prompt methods, may compute its own loss from the logits.
+        only_loss = self.training and input_ids is not None and kwargs.get("num_items_in_batch") is not None
+        if skip_logits is not None:
+            only_loss = skip_logits
         loss = logits = None
-        # A head that an adapter, a quantizer or tensor parallelism has replaced is more than its weight: call it.
-        plain_head = type(self.lm_head) is nn.Linear and type(self.lm_head.weight) is nn.Parameter
-        if labels is not None and skip_logits and plain_head:
+        if labels is None:
+            logits = self.lm_head(keep_positions(hidden_states, logits_to_keep))  # (B, T, V)
+        elif only_loss and only_multiplies(self.lm_head) and self.loss_function is ForCausalLMLoss:
             loss = linear_cross_entropy(hidden_states, self.lm_head.weight, labels, **kwargs)
         else:
-            logits = self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep))  # (B, T, V)
-            if labels is not None:
-                loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+            logits = self.lm_head(hidden_states)
+            loss = self.next_token_loss(logits, labels, **kwargs)
+            logits = None if skip_logits else keep_positions(logits, logits_to_keep)
         return CausalLMOutputWithPast(loss, logits, outputs.past_key_values, outputs.hidden_states, outputs.attentions)
+
+    def next_token_loss(self, logits, labels, **kwargs):
+        """The library's loss, except that a batch without labels has the loss 0 and not 0 / 0."""
+        if self.loss_function is ForCausalLMLoss:
+            kwargs["num_items_in_batch"] = label_count(labels, **kwargs)
+        return self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+
+
+def keep_positions(states, logits_to_keep: int | torch.Tensor):
+    """States (B, T, ...) of the last N positions (0: all) or of the given ones: indices (N,) for all rows or (B, N)
+    for each, or a boolean mask (B, T), which joins the rows."""
+    if not torch.is_tensor(logits_to_keep):
+        return states[:, -logits_to_keep:]
+    if logits_to_keep.dtype == torch.bool and logits_to_keep.ndim == 2:
+        return states[logits_to_keep]
+    if logits_to_keep.ndim == 2:
+        return torch.take_along_dim(states, logits_to_keep[..., None], dim=1)
+    return states[:, logits_to_keep]
 
 
 def __getattr__(name: str):

@@ -102,9 +102,13 @@ def test_nothing_to_learn_is_zero_with_a_valid_graph(num_items_in_batch):
         assert tensor.grad.abs().max() == 0
 
 
-def test_a_batch_with_nothing_to_learn_leaves_the_model_alone():
+@pytest.mark.parametrize("skip_logits", [True, False])
+@pytest.mark.parametrize("items", [{}, {"num_items_in_batch": torch.tensor(0)}], ids=["mean", "sum"])
+def test_a_batch_with_nothing_to_learn_leaves_the_model_alone(items, skip_logits):
     model = tiny_model().train()
-    model(random_ids(B, T), labels=torch.full((B, T), -100)).loss.backward()
+    loss = model(random_ids(B, T), labels=torch.full((B, T), -100), skip_logits=skip_logits, **items).loss
+    loss.backward()
+    assert loss.item() == 0
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
 
 
@@ -171,15 +175,21 @@ def test_frozen_tied_embeddings_in_the_model():
     assert gradients["model.layers.0.attn.q_proj.weight"].abs().max() > 0
 
 
-def test_logits_are_skipped_in_training_only_and_on_request():
+def test_logits_are_skipped_as_trainer_calls_and_on_request():
+    """Trainer passes `num_items_in_batch` and reads the loss alone; any other caller finds the logits."""
     model = tiny_model()
     inputs = {"input_ids": random_ids(B, T), "labels": some_labels()}
-    assert model(**inputs).logits.shape == (B, T, V)
-    assert model(**inputs, skip_logits=True).logits is None
-    model.train()
-    assert model(**inputs).logits is None
-    assert model(**inputs, skip_logits=False).logits.shape == (B, T, V)
-    assert model(inputs["input_ids"]).logits.shape == (B, T, V)
+    embedded = {"inputs_embeds": model.get_input_embeddings()(inputs["input_ids"]), "labels": inputs["labels"]}
+    for training in (False, True):
+        model.train(training)
+        assert model(**inputs).logits.shape == (B, T, V)
+        assert model(inputs["input_ids"], num_items_in_batch=5).logits.shape == (B, T, V)
+        assert model(**embedded, num_items_in_batch=5).logits.shape == (B, T, V)
+        assert (model(**inputs, num_items_in_batch=5).logits is None) == training
+        assert model(**inputs, num_items_in_batch=5, skip_logits=False).logits.shape == (B, T, V)
+        assert model(**inputs, skip_logits=True).logits is None
+        loss, logits = model(**inputs)[:2]
+        assert (loss.shape, logits.shape) == ((), (B, T, V))
 
 
 @pytest.mark.parametrize("mode", ["autocast", "weights"])
@@ -250,7 +260,7 @@ def test_second_backward_is_an_error():
 def test_second_derivative_is_an_error():
     """Through tied weights it would otherwise be there, without the part that goes through the loss."""
     model = tiny_model().train()
-    loss = model(random_ids(B, T), labels=some_labels()).loss
+    loss = model(random_ids(B, T), labels=some_labels(), skip_logits=True).loss
     with pytest.raises(RuntimeError, match=r"has no second derivative: call the model with skip_logits=False\."):
         torch.autograd.grad(loss, list(model.parameters()), create_graph=True)
 
@@ -265,7 +275,7 @@ def test_compiled_without_a_graph_break(rows_per_chunk, monkeypatch):
     expected_gradients = {name: gradient.clone() for name, gradient in expected_gradients.items()}
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     model.zero_grad()
-    loss = compiled(**inputs).loss
+    loss = compiled(**inputs, skip_logits=True).loss
     loss.backward()
     assert relative_error(loss, expected) <= TOLERANCE
     for name, parameter in model.named_parameters():
@@ -306,5 +316,5 @@ def test_unlabelled_positions_are_left_out_of_the_product(monkeypatch):
     labels = torch.full_like(ids, -100)
     labels[:, -2:] = ids[:, -2:]
     with LargestTensor() as seen:
-        model(ids, labels=labels).loss.backward()
+        model(ids, labels=labels, skip_logits=True).loss.backward()
     assert seen.elements == 8 * 1000

@@ -59,7 +59,8 @@ def train(name: str, args, masked: float = 0.0, compiled: bool = False) -> dict:
                 targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-1)
                 loss = model(ids, targets.clamp(min=-1))[1]  # where it takes -1 for no label
             else:
-                loss = model(input_ids=ids, labels=labels, use_cache=False).loss
+                only_loss = {"skip_logits": True} if name.startswith("scratch_gpt2") else {}  # as under Trainer
+                loss = model(input_ids=ids, labels=labels, use_cache=False, **only_loss).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
