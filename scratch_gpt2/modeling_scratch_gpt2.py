@@ -405,7 +405,7 @@ class ScratchGPT2ForCausalLM(ScratchGPT2PreTrainedModel, GenerationMixin):
 def keep_positions(states, logits_to_keep: int | torch.Tensor):
     """States (B, T, ...) of the last N positions (0: all) or of the given ones: indices (N,) for all rows or (B, N)
     for each, or a boolean mask (B, T), which joins the rows."""
-    if not torch.is_tensor(logits_to_keep):
+    if isinstance(logits_to_keep, int):
         return states[:, -logits_to_keep:]
     if logits_to_keep.dtype == torch.bool and logits_to_keep.ndim == 2:
         return states[logits_to_keep]

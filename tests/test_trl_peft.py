@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from model_fixtures import tiny_model
-from transformers import TrainingArguments
+from model_fixtures import random_ids, tiny_model, twins
+from transformers import GPT2LMHeadModel, Trainer, TrainingArguments
 
 from scratch_gpt2 import ScratchGPT2Config
 from scratch_gpt2.data.collators import PackingCollator, PaddingCollator, pack
@@ -116,6 +116,46 @@ def test_peft_trains_saves_and_generates(method, tokenizer, conversations, tmp_p
         for adapted in (model, reloaded)
     ]
     assert texts[0] == texts[1] and len(texts[0]) > inputs.input_ids.shape[1]
+
+
+def test_context_aware_prompt_tuning_computes_its_own_loss(tmp_path):
+    """CPT reads the logits of a training step (Blau et al. 2024, arXiv:2410.17222): Trainer logs what it logs for
+    transformers' GPT-2."""
+    rows = [{"input_ids": row, "labels": row} for row in random_ids(8, 9).tolist()]
+    losses = []
+    for model in twins(GPT2LMHeadModel):
+        config = peft.CPTConfig(
+            task_type="CAUSAL_LM",
+            cpt_token_ids=[5, 17, 23, 8],
+            cpt_mask=[1, 1, 1, 1],
+            cpt_tokens_type_mask=[1, 2, 2, 4],
+            opt_weighted_loss_type="decay",
+            opt_loss_decay_factor=0.9,
+        )
+        args = TrainingArguments(str(tmp_path), **OPTIONS | {"label_names": ["labels"]})
+        trainer = Trainer(peft.get_peft_model(model, config), args, train_dataset=rows, eval_dataset=rows)
+        trainer.train()
+        losses.append([*logged(trainer, "loss"), trainer.evaluate()["eval_loss"]])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("read", ["attribute", "index"])
+def test_a_loss_from_the_logits_trains_as_in_transformers(read, tmp_path):
+    """Distillation, for one: a trainer that calls the model with labels and reads its logits."""
+
+    class LogitsTrainer(Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            outputs = model(**inputs)
+            logits = outputs.logits if read == "attribute" else outputs[1]
+            return outputs.loss + logits.square().mean()
+
+    rows = [{"input_ids": row, "labels": row} for row in random_ids(8, 9).tolist()]
+    losses = []
+    for model in twins(GPT2LMHeadModel):
+        trainer = LogitsTrainer(model, TrainingArguments(str(tmp_path), **OPTIONS), train_dataset=rows)
+        trainer.train()
+        losses.append(logged(trainer, "loss"))
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_an_adapter_trains_on_packed_rows(tmp_path):
