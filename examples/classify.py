@@ -37,11 +37,12 @@ from transformers import HfArgumentParser, TrainingArguments, set_seed
 
 from scratch_gpt2 import ScratchGPT2ForSequenceClassification
 from scratch_gpt2.cli import run_main
+from scratch_gpt2.data.rows import hub_id
 from scratch_gpt2.data.text_classification import class_weights, load_prepared
 from scratch_gpt2.evaluation.metrics import classification_metrics
 from scratch_gpt2.files import write_atomically
 from scratch_gpt2.hardware import keep_freed_memory
-from scratch_gpt2.hub.run_record import data_behind, record_run
+from scratch_gpt2.hub.run_record import record_run
 from scratch_gpt2.inspection import token_attributions
 from scratch_gpt2.prediction import classify_text
 from scratch_gpt2.tokenization import load_tokenizer
@@ -255,7 +256,7 @@ def main() -> None:
             args.output_dir,
             arguments=(arguments, args),
             base=arguments.model,
-            data=[data_behind(arguments.data, data.report["source"])],
+            data=[hub_id(data.report["source"]) or arguments.data],
             metrics=metrics,
             split="test",
         )

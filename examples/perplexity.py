@@ -25,10 +25,10 @@ from accelerate import PartialState
 from transformers import HfArgumentParser
 
 from scratch_gpt2.cli import run_main
-from scratch_gpt2.data.text_sources import read_whole_text
+from scratch_gpt2.data.text_sources import parse_separator, read_whole_text
 from scratch_gpt2.evaluation.models import load_causal_lm
 from scratch_gpt2.evaluation.perplexity import perplexity
-from scratch_gpt2.tokenization import load_tokenizer
+from scratch_gpt2.tokenization import END_OF_TEXT, load_tokenizer
 
 
 @dataclass
@@ -45,6 +45,10 @@ class Arguments:
         default=None, metadata={"help": "Tokens by which the window moves on; by default half a window."}
     )
     batch_size: int = field(default=4, metadata={"help": "Windows computed together; changes speed and memory only."})
+    document_separator: str = field(
+        default=END_OF_TEXT,
+        metadata={"help": "What stands between documents of a text; '' switches it off."},
+    )
     json: str | None = field(default=None, metadata={"help": "File to write the figures and their protocol to."})
 
 
@@ -56,9 +60,18 @@ def main() -> None:
     tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
     model = load_causal_lm(arguments.model).to(PartialState().device)
 
-    results = {}
-    for path, text in texts.items():
-        results[path] = perplexity(model, tokenizer, text, arguments.context, arguments.stride, arguments.batch_size)
+    results = {
+        path: perplexity(
+            model,
+            tokenizer,
+            text,
+            context_length=arguments.context,
+            stride=arguments.stride,
+            batch_size=arguments.batch_size,
+            separator=parse_separator(arguments.document_separator),
+        )
+        for path, text in texts.items()
+    }
     print_table(results)
     if arguments.json:
         write_json(arguments, str(model.dtype).removeprefix("torch."), results)

@@ -6,19 +6,23 @@
     python examples/prepare_classification.py --hub ucirvine/sms_spam --text_column sms --output data/sms
 
 Duplicates are removed before splitting, because a text in both the training and the test data makes a model look
-better than it is. The setting of many tutorials on the SMS data is as many messages of either kind, with duplicates:
+better than it is. Many tutorials on the SMS data use as many messages of one kind as of the other, with duplicates:
 
     python examples/prepare_classification.py --input SMSSpamCollection --output data/sms-balanced \\
         --balance --keep_duplicates
 
-OUTPUT holds train.jsonl, validation.jsonl, test.jsonl, each line {"text": ..., "label": ...}, and report.json.
+OUTPUT holds train.jsonl, validation.jsonl, test.jsonl, each line {"text": ..., "label": ...}, and report.json. Every
+text has one label; lists of labels are refused. Of two labels, the second one in natural order (ham, spam; 2, 10) is
+the positive class, which precision, recall and F1 are about.
 """
 
+import argparse
 from dataclasses import dataclass, field
 
 from transformers import HfArgumentParser
 
 from scratch_gpt2.cli import offline_unless_hub_answers, run_main
+from scratch_gpt2.data.rows import describe_files, describe_hub
 from scratch_gpt2.data.text_classification import (
     FRACTIONS,
     LABEL_COLUMN,
@@ -29,54 +33,66 @@ from scratch_gpt2.data.text_classification import (
     read_labelled_text,
     save_prepared,
 )
+from scratch_gpt2.files import expand_home
 
 
 @dataclass
 class Arguments:
-    output: str = field(metadata={"help": "folder to make"})
+    output: str = field(metadata={"help": "Folder to create."})
     input: str | None = field(
         default=None,
-        metadata={"help": "file: .jsonl, .parquet, .csv with a header, .tsv with one or as label<TAB>text"},
+        metadata={
+            "help": "File: .jsonl, .json, .parquet, .csv with a header, .tsv with one or as label<TAB>text; also as "
+            ".gz, .bz2, .xz or .zst."
+        },
     )
-    hub: str | None = field(default=None, metadata={"help": "data set on the Hugging Face Hub"})
-    hub_config: str | None = field(default=None, metadata={"help": "its configuration"})
-    hub_split: str = field(default="train", metadata={"help": "its split"})
-    text_column: str = field(default=TEXT_COLUMN, metadata={"help": "column with the text"})
-    label_column: str = field(default=LABEL_COLUMN, metadata={"help": "column with the label"})
-    unescape: bool = field(default=False, metadata={"help": "turn HTML entities such as &lt; into characters"})
+    hub: str | None = field(default=None, metadata={"help": "Data set on the Hugging Face Hub."})
+    hub_config: str | None = field(default=None, metadata={"help": "Its configuration."})
+    hub_split: str = field(default="train", metadata={"help": "Its split."})
+    text_column: str = field(default=TEXT_COLUMN, metadata={"help": "Column with the text."})
+    label_column: str = field(default=LABEL_COLUMN, metadata={"help": "Column with the label."})
+    unescape: bool = field(default=False, metadata={"help": "Turn HTML entities such as &lt; into characters."})
     keep_duplicates: bool = field(
-        default=False, metadata={"help": "leave equal texts in, so that test data may repeat training data"}
+        default=False, metadata={"help": "Keep equal texts, so that test data may repeat training data."}
     )
     balance: bool = field(
-        default=False, metadata={"help": "draw as many rows of each label as the rarest has; the others are dropped"}
+        default=False, metadata={"help": "Draw as many rows of each label as the rarest label has; drop the others."}
     )
     fractions: list[float] = field(
-        default_factory=lambda: list(FRACTIONS), metadata={"help": "shares of training, validation and test data"}
+        default_factory=lambda: list(FRACTIONS), metadata={"help": "Fractions of training, validation and test data."}
     )
-    seed: int = field(default=0, metadata={"help": "decides what is drawn"})
+    seed: int = field(default=0, metadata={"help": "Seed for drawing rows."})
 
 
 def main() -> None:
-    (args,) = HfArgumentParser(Arguments, description=__doc__.split("\n")[0]).parse_args_into_dataclasses()
+    parser = HfArgumentParser(Arguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    (args,) = parser.parse_args_into_dataclasses()
+    expand_home(args)
     if bool(args.input) == bool(args.hub):
         raise ValueError("Say where the text is: either --input with a file or --hub with a data set.")
     check_new(args.output)
     if args.hub:
         offline_unless_hub_answers(args.hub)
         rows = read_labelled_hub(args.hub, args.hub_config, args.hub_split, args.text_column, args.label_column)
-        source = f"{args.hub}, configuration {args.hub_config}, split {args.hub_split}"
+        source = describe_hub(args.hub, args.hub_config, args.hub_split)
     else:
         rows = read_labelled_text(args.input, args.text_column, args.label_column)
-        source = args.input
+        source = describe_files([args.input])
     prepared = prepare(
-        rows, source, args.seed, tuple(args.fractions), args.unescape, args.keep_duplicates, args.balance
+        rows,
+        source,
+        seed=args.seed,
+        fractions=tuple(args.fractions),
+        unescape_entities=args.unescape,
+        keep_duplicates=args.keep_duplicates,
+        balance_labels=args.balance,
     )
     save_prepared(prepared, args.output)
-    print_report(prepared.report, args.output)
+    print_report(prepared.report, args.input or args.hub, args.output)
 
 
-def print_report(report: dict, folder: str) -> None:
-    print(f"{report['source']}: {report['rows_read']:,} rows, {in_words(report['labels_read'])}")
+def print_report(report: dict, origin: str, folder: str) -> None:
+    print(f"{origin}: {report['rows_read']:,} rows, {in_words(report['labels_read'])}")
     steps = {
         "texts_unescaped": "texts with HTML entities unescaped",
         "duplicates_removed": "duplicates removed",
@@ -89,6 +105,8 @@ def print_report(report: dict, folder: str) -> None:
     for name, part in report["splits"].items():
         seen = f"; {part['duplicates_of_train']} are in train too" if part["duplicates_of_train"] else ""
         print(f"{folder}/{name}.jsonl: {part['rows']:,} rows, {in_words(part['labels'])}{seen}")
+    if len(report["label_names"]) == 2:
+        print(f"Positive class: {report['label_names'][1]}")
 
 
 def in_words(labels: dict[str, int]) -> str:

@@ -33,14 +33,17 @@ from transformers import HfArgumentParser, TrainingArguments, set_seed
 from scratch_gpt2 import ScratchGPT2Config
 from scratch_gpt2.cli import run_main
 from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
+from scratch_gpt2.data.rows import hub_id
+from scratch_gpt2.data.text_sources import find_files, parse_separator
+from scratch_gpt2.data.text_to_shards import TextSource, text_to_shards
 from scratch_gpt2.data.token_shards import TokenShards, read_index
 from scratch_gpt2.evaluation.hellaswag import Example, read_hellaswag
 from scratch_gpt2.hardware import keep_freed_memory, known_peak_flops
-from scratch_gpt2.hub.run_record import data_behind, record_run
-from scratch_gpt2.tokenization import load_tokenizer
+from scratch_gpt2.hub.run_record import record_run
+from scratch_gpt2.tokenization import END_OF_TEXT, load_tokenizer
 from scratch_gpt2.training.callbacks import HellaSwagCallback, LogCallback, SampleCallback
 from scratch_gpt2.training.checkpoints import checkpoint_to_resume
-from scratch_gpt2.training.pretraining import PretrainingTrainer, text_to_shards, whole_steps
+from scratch_gpt2.training.pretraining import PretrainingTrainer, whole_steps
 from scratch_gpt2.training.recipes import GPT3_RECIPE, TOKENS_PER_STEP, TRAINER_DEFAULTS
 from scratch_gpt2.training.start import (
     accumulation_steps,
@@ -90,6 +93,10 @@ class DataArguments:
         metadata={"help": "Folder, Hub id or tiktoken:gpt2; by default the shards', the model's, or GPT-2's."},
     )
     vocab_size: int | None = field(default=None, metadata={"help": "Train a BPE of this size on the text files."})
+    document_separator: str = field(
+        default=END_OF_TEXT,
+        metadata={"help": "What stands between documents in the text files; '' switches it off."},
+    )
     block_length: int | None = field(default=None, metadata={"help": "Tokens in a row; by default n_positions."})
     tokens_per_step: int = field(default=TOKENS_PER_STEP, metadata={"help": "Tokens of one optimizer step."})
     eval_tokens: int = field(default=2**20, metadata={"help": "Evaluate on so many tokens of the validation shard."})
@@ -136,7 +143,9 @@ def open_data(data_args, model_args, run_args, args) -> tuple[str, object]:
         return data, load_tokenizer(data_args.tokenizer or Path(data, "tokenizer"))
     folder = Path(args.output_dir, "shards")
     name = data_args.tokenizer or model_args.model or "openai-community/gpt2"
-    return str(folder), text_to_shards(data, folder, name, vocab_size)
+    source = TextSource(files=tuple(find_files([data])), separator=parse_separator(data_args.document_separator))
+    tokenizer, _ = text_to_shards(source, folder, tokenizer=name, vocab_size=vocab_size)
+    return str(folder), tokenizer
 
 
 def hellaswag_examples(run_args) -> list[Example]:
@@ -178,7 +187,7 @@ def run_for_card(groups: tuple, folder: str) -> dict:
     model_args, data_args, _, _ = groups
     data = data_args.data or "smoke.txt"
     if data == folder:
-        data = data_behind(folder, read_index(Path(folder))["source"])
+        data = hub_id(read_index(Path(folder))["source"]) or folder
     return {"arguments": groups, "base": model_args.model, "data": [data]}
 
 

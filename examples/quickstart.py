@@ -22,7 +22,7 @@ from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArg
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
 from scratch_gpt2.cli import run_main
 from scratch_gpt2.data.python_text import python_documents
-from scratch_gpt2.data.text_sources import read_text
+from scratch_gpt2.data.text_sources import Piece, read_whole_text, split_documents
 from scratch_gpt2.hardware import cpu_computes_bfloat16, keep_freed_memory
 from scratch_gpt2.tokenization import check_text, train_tokenizer
 from scratch_gpt2.training.optimizers import muon_for_trainer
@@ -71,13 +71,16 @@ def main():
 
     if arguments.steps < 1 or arguments.seconds <= 0:
         raise ValueError(f"--steps {arguments.steps} and --seconds {arguments.seconds} must both be above 0.")
-    documents = read_pieces(arguments.text) if arguments.text else python_documents(docstrings=not arguments.smoke)
-    valid_texts = documents[9::20]
-    train_texts = [text for number, text in enumerate(documents) if number % 20 != 9]
-    tokenizer = train_tokenizer(train_texts, vocab_size)
+    if arguments.text:
+        pieces = read_pieces(arguments.text)
+    else:
+        pieces = [(text, True) for text in python_documents(docstrings=not arguments.smoke)]
+    valid_pieces = pieces[9::20]
+    train_pieces = [piece for number, piece in enumerate(pieces) if number % 20 != 9]
+    tokenizer = train_tokenizer((text for text, _ in train_pieces), vocab_size)
     check_prompts(arguments.prompt, tokenizer, longest=sizes["n_positions"] - new_tokens)
-    train_rows = make_rows(train_texts, tokenizer, sizes["n_positions"])
-    valid_rows = make_rows(valid_texts, tokenizer, sizes["n_positions"])
+    train_rows = make_rows(train_pieces, tokenizer, sizes["n_positions"])
+    valid_rows = make_rows(valid_pieces, tokenizer, sizes["n_positions"])
 
     special_tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
     no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)  # too few epochs to learn by heart
@@ -119,11 +122,15 @@ def main():
     subprocess.run(command, check=True)
 
 
-def read_pieces(path: str) -> list[str]:
-    """A text file in 100 pieces, so that the validation part comes from all over it."""
-    text = "".join(piece for piece, _ in read_text(path, separator=None))
-    size = len(text) // 100 + 1
-    return [text[start : start + size] for start in range(0, len(text), size)]
+def read_pieces(path: str) -> list[Piece]:
+    """The documents of a text file in about 100 pieces or more: the validation part comes from all over it."""
+    documents = [document for document in split_documents(read_whole_text(path)) if document]
+    size = sum(map(len, documents)) // 100 + 1
+    return [
+        (document[start : start + size], start + size >= len(document))
+        for document in documents
+        for start in range(0, len(document), size)
+    ]
 
 
 def check_prompts(prompts, tokenizer, longest: int):
@@ -133,9 +140,12 @@ def check_prompts(prompts, tokenizer, longest: int):
             raise ValueError(f"The prompt {prompt!r} has {length} tokens; give 1 to {longest}.")
 
 
-def make_rows(texts, tokenizer, length: int) -> torch.Tensor:
-    """The texts as one sequence, each ended by <|endoftext|>, in rows: (rows, length) token ids."""
-    ids = [i for text in texts for i in [*tokenizer(text, verbose=False).input_ids, tokenizer.eos_token_id]]
+def make_rows(pieces: list[Piece], tokenizer, length: int) -> torch.Tensor:
+    """The pieces as one sequence, <|endoftext|> after each document, in rows: (rows, length) token ids."""
+    ids: list[int] = []
+    for text, ends_document in pieces:
+        ids += tokenizer(text, verbose=False).input_ids
+        ids += [tokenizer.eos_token_id] if ends_document else []
     if len(ids) < length:
         raise ValueError(f"The text is too short: {len(ids)} tokens for training or validation, less than {length}.")
     return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)

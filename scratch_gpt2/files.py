@@ -1,9 +1,12 @@
 """Files: written in one step, read as JSON, and figures without a display."""
 
+import dataclasses
 import hashlib
 import json
 import os
 from pathlib import Path
+
+NOT_PATHS = ("prompt", "explain")
 
 
 def write_atomically(file: Path, write) -> None:
@@ -17,6 +20,19 @@ def write_atomically(file: Path, write) -> None:
         os.replace(unfinished, file)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def expand_home(arguments: object) -> None:
+    """Expand a leading `~` in the strings of a dataclass of options: the shell leaves `--output=~/x` as it is."""
+    for option in dataclasses.fields(arguments):  # type: ignore[arg-type]
+        value = getattr(arguments, option.name)
+        if option.name in NOT_PATHS:
+            continue
+        if isinstance(value, str):
+            setattr(arguments, option.name, os.path.expanduser(value))
+        elif isinstance(value, list):
+            expanded = [os.path.expanduser(item) if isinstance(item, str) else item for item in value]
+            setattr(arguments, option.name, expanded)
 
 
 def write_json(file: str | os.PathLike, value: object) -> None:

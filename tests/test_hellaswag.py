@@ -331,12 +331,12 @@ GOOD = json.dumps(ROW).encode() + b"\n"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"holds no example up to its end, line 1; give"),
+        (b"", r"holds no example; give HellaSwag's data as JSON lines"),
         (b"\n\n", r"holds no example"),
-        (GOOD + GOOD[:50], r"line 2: this is not JSON in UTF-8"),
-        (GOOD + b'{"ind": "\xff"}', r"line 2: this is not JSON in UTF-8"),
-        (b"[" * 100_000, r"line 1: this is not JSON in UTF-8"),
-        (b"[1, 2]", r"line 1: this is not a JSON object"),
+        (GOOD + GOOD[:50], r"line 2 is not JSON: Expecting value"),
+        (GOOD + b'{"ind": "\xff"}', r"rows.jsonl is not UTF-8 \(byte 0xff\)"),
+        (b"[" * 100_000, r"line 1 is JSON that is nested too deeply"),
+        (b"[1, 2]", r"line 1 is not a JSON object"),
         ({"ctx_a": None}, r"line 1: 'activity_label', .* must be strings"),
         ({"endings": ["a", "b", "c"]}, r"line 1: the field 'endings' must be a list of 4 texts"),
         ({"endings": ["a", "b", "c", 4]}, r"line 1: .* endings must be strings"),
@@ -374,11 +374,11 @@ def test_rows_of_the_hub(monkeypatch):
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda *args, **options: asked.append((args, options)) or rows)
     assert [example.label for example in load_hellaswag()] == [2, 0, 1]
-    assert asked == [(("Rowan/hellaswag",), {"split": "validation"})]
+    assert asked == [(("Rowan/hellaswag", None), {"split": "validation"})]
 
 
 def test_a_hub_that_does_not_answer():
-    with pytest.raises(ConnectionError, match=r"could not be had .*; give hellaswag_val.jsonl as a file\.$") as error:
+    with pytest.raises(ConnectionError, match=r"could not be downloaded .*, or give a local file instead\.$") as error:
         load_hellaswag()
     assert "\n" not in str(error.value)
 
@@ -491,10 +491,10 @@ def test_script_ends_with_one_line_on_mistakes(model_folder, tmp_path, monkeypat
     good = write_rows(tmp_path / "good.jsonl", ROWS)
     empty = write_rows(tmp_path / "empty.jsonl", [])
     for options, message in (
-        (("--data", empty), "holds no example up to its end, line 1"),
+        (("--data", empty), "holds no example;"),
         (("--data", good, "--limit", 0), "limit is 0 but must be at least 1"),
         (("--data", good, "--batch_size", 0), "batch_size is 0 but must be at least 1"),
-        ((), "HellaSwag could not be had from the Hugging Face Hub"),
+        ((), "'Rowan/hellaswag' could not be downloaded from the Hugging Face Hub"),
     ):
         code, _, errors = run_example(monkeypatch, capsys, "--model", model_folder, *options)
         assert code == 1 and message in errors, errors

@@ -18,6 +18,7 @@ from test_registration import HEADS, make_config, run_python
 from transformers import TrainingArguments
 
 import scratch_gpt2
+from scratch_gpt2.data.rows import describe_hub
 from scratch_gpt2.data.text_classification import prepare, save_prepared
 from scratch_gpt2.hub.card import model_card
 from scratch_gpt2.hub.push import files_to_push, push
@@ -414,7 +415,7 @@ def test_classification_pushes_the_whole_classifier(client, without_check, tiny_
     base = save(tmp_path / "base", tiny_tokenizer)
     animals = [("rat", "spam") if number % 2 else ("cat", "ham") for number in range(40)]
     rows = [{"text": f"The {animal} {number}.", "label": label} for number, (animal, label) in enumerate(animals)]
-    save_prepared(prepare(rows, "alice/animals, configuration None, split train"), tmp_path / "data")
+    save_prepared(prepare(rows, describe_hub("alice/animals", None, "train")), tmp_path / "data")
     options = ["--data", tmp_path / "data", "--model", base, "--output_dir", tmp_path / "spam"]
     train(monkeypatch, "classify", *options, "--hub_model_id", "spam", "--num_train_epochs", 1)
     commits = client.repositories["alice/spam"].commits

@@ -156,12 +156,22 @@ class TestText:
         file.write_text("Zürich\n" * 500, encoding="utf-8")
         pieces = quickstart.read_pieces(str(file))
         assert len(pieces) == 98  # 3500 characters in pieces of 36
-        assert "".join(pieces) == "Zürich\n" * 500
+        assert "".join(text for text, _ in pieces) == "Zürich\n" * 500
+        assert [ends_document for _, ends_document in pieces] == [False] * 97 + [True]
+
+    def test_documents_end_at_separators(self, tmp_path, tiny_tokenizer):
+        file = tmp_path / "text.txt"
+        file.write_text("the cat\n<|endoftext|>\nrat<|endoftext|>\n", encoding="utf-8")
+        pieces = quickstart.read_pieces(str(file))
+        assert "".join(f"{text}|" if ends else text for text, ends in pieces) == "the cat|rat|"
+        rows = quickstart.make_rows([("the cat", True), ("rat", True)], tiny_tokenizer, length=1)
+        the_cat, rat = tiny_tokenizer("the cat").input_ids, tiny_tokenizer("rat").input_ids
+        assert rows.flatten().tolist() == [*the_cat, 289, *rat, 289] and tiny_tokenizer.eos_token_id == 289
 
     def test_rows_end_every_text(self, tiny_tokenizer):
         eos = tiny_tokenizer.eos_token_id
         a, b = tiny_tokenizer("the cat").input_ids, tiny_tokenizer("rat").input_ids
-        rows = quickstart.make_rows(["the cat", "rat"], tiny_tokenizer, length=2)
+        rows = quickstart.make_rows([("the cat", True), ("rat", True)], tiny_tokenizer, length=2)
         everything = [*a, eos, *b, eos]
         assert rows.flatten().tolist() == everything[: len(everything) // 2 * 2]
 

@@ -92,8 +92,8 @@ def test_the_hub_names_its_labels(tmp_path, monkeypatch):
         read_labelled_hub("ucirvine/sms_spam", text_column="sms")
 
 
-def test_a_data_set_that_cannot_be_had():
-    with pytest.raises(ConnectionError, match=r"'no/such' could not be had .* or give a local \.tsv, .* with --input"):
+def test_a_data_set_that_cannot_be_downloaded():
+    with pytest.raises(ConnectionError, match=r"'no/such' could not be downloaded .* or give a local file instead\.$"):
         read_labelled_hub("no/such")
 
 
@@ -162,7 +162,7 @@ def test_rows_that_cannot_be_split(numbers, fractions, message):
 
 BAD_FILES = {
     "empty.tsv": (b"", "FILE has no rows; give a file with labelled text."),
-    "word.docx": (b"x", "FILE is of an unknown kind; use .tsv, .csv, .jsonl or .parquet."),
+    "word.docx": (b"x", "FILE is of an unknown kind; use one of .json, .jsonl, .csv, .tsv, .parquet."),
     "latin.tsv": (b"ham\tcaf\xe9\n", "FILE is not UTF-8 (byte 0xe9); convert it, e.g. with iconv."),
     "latin.csv": (b"label,text\nham,caf\xe9\n", "FILE is not UTF-8 (byte 0xe9); convert it, e.g. with iconv."),
     "blank.tsv": (b"ham\tone\nspam\t  \n", "FILE, line 2 has an empty text; remove the row."),
@@ -174,11 +174,11 @@ BAD_FILES = {
     "short.csv": (b"text,label\none\n", "FILE, line 2 has no label in column 'label'; label or remove the row."),
     "quote.csv": (b'text,label\n"one,ham\ntwo,ham\n', "FILE, line 2 is not CSV: unexpected end of data."),
     "null.jsonl": (b'{"text": null, "label": 1}', "FILE, line 1 has an empty text; remove the row."),
-    "number.jsonl": (b'\n{"text": 7, "label": 1}', "FILE, line 2 has 7 in column 'text', which is no text."),
+    "number.jsonl": (b'\n{"text": 7, "label": 1}', "FILE, line 2 has 7 in column 'text', which is not text."),
     "blank.jsonl": (b'{"text": "a", "label": " "}', "FILE, line 1 has no label in column 'label'; label or remove"),
     "half.jsonl": (b'{"text": "\\ud83d", "label": 1}', "FILE, line 1: The text is not valid Unicode"),
     "broken.jsonl": (b'{"text": ', "FILE, line 1 is not JSON: Expecting value."),
-    "damaged.parquet": (b"PAR1 not", "FILE is not a parquet file or is damaged: "),
+    "damaged.parquet": (b"PAR1 not", "FILE is not a Parquet file or is damaged: "),
 }
 
 
@@ -197,7 +197,7 @@ def test_a_missing_file_and_a_misspelt_column(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"absent\.tsv is not a file; give labelled text as \.tsv"):
         read_labelled_text(tmp_path / "absent.tsv")
     (tmp_path / "a.tsv").write_text("label\ttext\nham\tone\n")
-    with pytest.raises(ValueError, match="line 1 has no column 'txt'; its columns are 'label', 'text'"):
+    with pytest.raises(ValueError, match="line 2 has no column 'txt'; its columns are 'label', 'text'"):
         read_labelled_text(tmp_path / "a.tsv", "txt")
 
 
@@ -279,7 +279,7 @@ def test_a_missing_or_damaged_folder(tmp_path):
         folder = tmp_path / str(number)
         save_prepared(prepare(ROWS * 5, "somewhere", keep_duplicates=True), folder)
         (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{folder} is damaged \(.*({reason}).*\); make it anew with") as error:
+        with pytest.raises(ValueError, match=rf"{folder} is damaged \(.*({reason}).*\); make it again with") as error:
             load_prepared(folder)
         assert "\n" not in str(error.value)
     (folder / "report.json").write_text("[]")
@@ -314,6 +314,7 @@ def test_the_sms_collection(shared_data, tmp_path, monkeypatch, capsys):
         f"{folder}/train.jsonl: 3,619 rows, 3,162 ham, 457 spam",
         f"{folder}/validation.jsonl: 517 rows, 452 ham, 65 spam",
         f"{folder}/test.jsonl: 1,035 rows, 904 ham, 131 spam",
+        "Positive class: spam",
         "",
     ]
     prepared = load_prepared(folder)
@@ -346,9 +347,9 @@ def test_example_ends_with_one_line_on_mistakes(tmp_path, monkeypatch, capsys):
         ((), "Say where the text is: either --input with a file or --hub with a data set."),
         (("--input", good, "--hub", "x/y"), "Say where the text is"),
         (("--input", tmp_path / "one.tsv"), "All rows have the label 'ham'"),
-        (("--input", good, "--label_column", "class"), "line 1 has no column 'text' and no 'class'; its columns"),
+        (("--input", good, "--label_column", "class"), "line 2 has no column 'text' and no 'class'; its columns"),
         (("--input", good, "--output", tmp_path), "exists already; delete it or choose another folder."),
-        (("--hub", "no/such"), "could not be had from the Hugging Face Hub"),
+        (("--hub", "no/such"), "could not be downloaded from the Hugging Face Hub"),
     ):
         code, printed, errors = run_example(monkeypatch, capsys, "--output", output, *options)
         assert (code, printed) == (1, "")

@@ -1,6 +1,7 @@
 import io
 import json
 import random
+import re
 import sys
 
 import datasets
@@ -10,7 +11,7 @@ import pytest
 
 from scratch_gpt2.data import text_sources
 from scratch_gpt2.data.encoding import batch_encoder
-from scratch_gpt2.data.text_sources import find_files, read_files, read_hub, split_text, take_part
+from scratch_gpt2.data.text_sources import find_files, read_files, read_hub, split_documents, split_text, take_part
 
 AWKWARD = ["a", "The", "don't", "'s", "42", "!", "--", "é", "日本", "🙂", " ", "  ", "\t", "\n", "\n\n", "\r\n", "\r"]
 AWKWARD += ["\u00a0", "\u2028", "\x1f", "<|endoftext|>", "e\u0301"]
@@ -61,20 +62,36 @@ def test_pieces_of_books_have_the_tokens_of_the_whole(monkeypatch, shared_data, 
             assert [i for ids in encode(pieces) for i in ids] == list(encode([document])[0])
 
 
-@pytest.mark.parametrize("separator", ["<|endoftext|>", "\n\n", "\r\n", " - ", "\n---\n", "aa"])
+SEPARATORS = {  # with the regular expression that finds them: a line feed is a line break of either kind
+    "<|endoftext|>": r"<\|endoftext\|>",
+    "\n\n": r"\r?\n\r?\n",
+    "\r\n": r"\r\n",
+    " - ": r" - ",
+    "\n---\n": r"\r?\n---\r?\n",
+    "aa": r"aa",
+}
+
+
+@pytest.mark.parametrize("separator", SEPARATORS)
 def test_separators_are_found_across_the_borders_of_pieces(monkeypatch, gpt2_tokenizer, separator):
     encode = batch_encoder(gpt2_tokenizer)
+    several = 0
     for seed in range(300):
         text = awkward_text(seed, extra=[separator] * 2 + [separator[:-1], separator[1:]])
         pieces = small_pieces(monkeypatch, text, 1 + seed % 20, separator)
-        expected = [document.strip("\r\n") for document in text.split(separator)]
+        expected = re.split(SEPARATORS[separator], text)
+        if len(expected) > 1:  # line breaks next to a separator go, and those at the end of a text that has some
+            expected = [expected[0].rstrip("\r\n"), *(document.strip("\r\n") for document in expected[1:])]
+        assert split_documents(text, separator) == expected
         expected = [document for document in expected if document]
+        several += len(expected) > 1
         assert joined(pieces) == expected, seed
         # The end-of-text token follows the last piece, so that piece must not be empty where its document is not.
         ends = [piece for piece, ends_document in pieces if ends_document and piece]
         assert len(ends) == len(expected), seed
         tokens = [i for ids in encode([piece for piece, _ in pieces]) for i in ids]
         assert tokens == [i for ids in encode(expected) for i in ids], seed
+    assert several > 200
 
 
 def test_literal_pieces(monkeypatch):
@@ -82,15 +99,16 @@ def test_literal_pieces(monkeypatch):
     assert small_pieces(monkeypatch, "ab\ncd\nef", 7) == [("ab\ncd\n", False), ("ef", True)]
     assert small_pieces(monkeypatch, "one two three", 100) == [("one two three", True)]
     assert small_pieces(monkeypatch, "\none|\ntwo\n|\n|x y\n", 100, "|") == [
-        ("one", True),
+        ("\none", True),
         ("two", True),
         ("", True),
         ("x y", True),
     ]
+    assert small_pieces(monkeypatch, "\none\n", 100, "|") == [("\none\n", True)]
 
 
 def test_a_text_without_a_place_to_cut_is_cut_anyway(monkeypatch):
-    monkeypatch.setattr(text_sources, "LONGEST_PIECE", 50)
+    monkeypatch.setattr(text_sources, "MAX_PIECE_CHARACTERS", 50)
     pieces = small_pieces(monkeypatch, "x" * 1000, 10)
     assert "".join(piece for piece, _ in pieces) == "x" * 1000
     assert max(len(piece) for piece, _ in pieces) <= 60
@@ -136,14 +154,14 @@ def test_standard_input(monkeypatch):
 
 BAD_FILES = {
     "empty.txt": (b"", "FILE is empty; leave it out."),
-    "word.docx": (b"x", "FILE is of an unknown kind; use .txt, .jsonl or .parquet."),
+    "word.docx": (b"x", "FILE is of an unknown kind; use one of .txt, .json, .jsonl, .csv, .tsv, .parquet."),
     "latin.txt": (b"caf\xe9", "FILE is not UTF-8 (byte 0xe9); convert it, e.g. with iconv."),
     "latin.jsonl": (b'{"text": "caf\xe9"}', "FILE is not UTF-8 (byte 0xe9); convert it, e.g. with iconv."),
     "broken.jsonl": (b'{"text": "a"}\n{"text": ', "FILE, line 2 is not JSON: Expecting value."),
-    "list.jsonl": (b"[1]", "FILE, line 1 is not a JSON object with a column for the text."),
+    "list.jsonl": (b"[1]", "FILE, line 1 is not a JSON object with a value for each column."),
     "other.jsonl": (b'{"body": "x", "n": 1}', "FILE, line 1 has no text in column 'text'; its columns are body, n."),
     "number.jsonl": (b'\n{"text": 7}', "FILE, line 2 has no text in column 'text'; its columns are text."),
-    "damaged.parquet": (b"PAR1 not", "FILE is not a parquet file or is damaged: "),
+    "damaged.parquet": (b"PAR1 not", "FILE is not a Parquet file or is damaged: "),
 }
 
 
@@ -169,8 +187,8 @@ def test_rows_without_text_are_left_out_and_counted(tmp_path, caplog):
     pyarrow.parquet.write_table(pyarrow.table({"text": ["two", None]}), tmp_path / "b.parquet")
     assert list(read_files([f"{tmp_path}/a.jsonl", f"{tmp_path}/b.parquet"])) == [("one", True), ("two", True)]
     assert caplog.messages == [
-        f"{tmp_path}/a.jsonl, line: 2 rows were left out, because their text is null.",
-        f"{tmp_path}/b.parquet, row: 1 rows were left out, because their text is null.",
+        f"{tmp_path}/a.jsonl: rows left out because their text is null: 2.",
+        f"{tmp_path}/b.parquet: rows left out because their text is null: 1.",
     ]
 
 
@@ -211,8 +229,11 @@ def test_parts_of_a_streamed_data_set_share_its_rows(tmp_path, files):
     assert abs(len(shares[0]) - len(shares[1])) <= 1
 
 
-def test_a_data_set_that_cannot_be_had(tmp_path, monkeypatch):
-    with pytest.raises(ConnectionError, match=r"'no/such' could not be had .*; try again later, or give local \.txt"):
+def test_a_data_set_that_cannot_be_downloaded(tmp_path, monkeypatch):
+    message = (
+        r"'no/such' could not be downloaded from the Hugging Face Hub \(.*\); check its name and the network, or give"
+    )
+    with pytest.raises(ConnectionError, match=message):
         next(read_hub("no/such", None, "train"))
     (tmp_path / "train.jsonl").write_text('{"body": "x"}\n')
     with pytest.raises(ValueError, match=r"has no text in column 'text'; its columns are body\.$"):
@@ -226,5 +247,5 @@ def test_a_data_set_that_cannot_be_had(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: stream)
     rows = read_hub("some/data", None, "train")
     assert next(rows) == ("x", True)
-    with pytest.raises(ConnectionError, match=r"'some/data' could not be had .* \(RuntimeError\); try again later"):
+    with pytest.raises(ConnectionError, match=r"'some/data' could not be downloaded .* \(RuntimeError\); check its"):
         next(rows)

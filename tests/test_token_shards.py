@@ -279,7 +279,9 @@ def test_a_folder_begun_with_other_arguments(tmp_path, byte_tokenizer, tiny_toke
         ValueError, match=r" was begun with shard_tokens 4, not 5; choose another folder or delete it\.$"
     ):
         write(tmp_path, byte_tokenizer, ["abcdef"], 5)
-    with pytest.raises(ValueError, match=r" was begun with source 'a test', not 'other'; "):
+    with pytest.raises(
+        ValueError, match=r" was made from other text: a test, not other; choose another output folder or delete it\.$"
+    ):
         write_token_shards([("abcdef", True)], byte_tokenizer, tmp_path, "other", 4)
     with pytest.raises(ValueError, match=r" was begun with tokenizer '[0-9a-f]{64}', not '[0-9a-f]{64}'; "):
         write(tmp_path, tiny_tokenizer, ["abcdef"], 4)
@@ -445,11 +447,15 @@ def test_damaged_shards_are_named(tmp_path, byte_tokenizer):
     (tmp_path / "shard_00001.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"shard_00001\.npy is missing; make the shards again\.$"):
         verify(tmp_path)
-    (tmp_path / "index.json").write_text('{"format": 1}')
+    (tmp_path / "index.json").write_text('{"format": 1, "shards": []}')
     with pytest.raises(
-        ValueError, match=r"index\.json is of format 1, this version reads 2; make the shards again\.$"
+        ValueError, match=r"index\.json is of format 1, but this version reads 2 and 3; make the shards again\.$"
     ):
         verify(tmp_path)
+    for foreign in ("[1]", '{"weight_map": {}}'):
+        (tmp_path / "index.json").write_text(foreign)
+        with pytest.raises(ValueError, match=r"index\.json is not an index of token shards; choose another folder\.$"):
+            verify(tmp_path)
     (tmp_path / "index.json").write_text('{"form')
     with pytest.raises(ValueError, match=r"index\.json is damaged; delete the folder and make the shards again\.$"):
         verify(tmp_path)
@@ -520,16 +526,17 @@ def test_two_parts_at_the_same_time_and_merged(tmp_path, documents, byte_tokeniz
     outputs = [part.communicate(timeout=300) for part in parts]
     assert [part.returncode for part in parts] == [0, 0], outputs
     assert (
-        f"Part 1/2 is done; when all are: python examples/prepare_text.py --output {folder} --merge" in outputs[1][0]
+        "Part 1/2 is done. When all parts are done, run: "
+        f"python examples/prepare_text.py --output {folder} --merge\n" in outputs[1][0]
     )
     shares = [read_back(folder / f"part_{i:05d}", byte_tokenizer) for i in (0, 1)]
     assert shares[0] == [f"document {i:02d}" for i in range(0, 20, 2)]
     assert shares[1] == [f"document {i:02d}" for i in range(1, 20, 2)]
     prepare("--output", folder, "--merge", "--check")
     assert capsys.readouterr().out == (
-        f"{folder}: 190 train tokens in 5 shards\n"
-        f"{folder}: 50 validation tokens in 1 shards\n"
-        "6 shards are as they were written.\n"
+        f"{folder}: 190 train tokens in 5 shard(s)\n"
+        f"{folder}: 50 validation tokens in 1 shard(s)\n"
+        "Shards that match their checksums: 6.\n"
     )
     assert read_back(folder, byte_tokenizer) == shares[0] + shares[1]
     assert sorted(file.name for file in folder.iterdir()) == ["index.json", "part_00000", "part_00001", "tokenizer"]
@@ -543,12 +550,19 @@ def test_other_text_is_not_mixed_in(tmp_path, documents):
     prepare(*documents, "--output", folder)
     before = contents(folder)
     prepare(*documents, "--output", folder)
-    with pytest.raises(ValueError, match="was begun with source"):
+    with pytest.raises(
+        ValueError, match=r"shards was made from other text: column 'text', not 'body'; choose another"
+    ):
         prepare(*documents, "--output", folder, "--text_column", "body")
-    (tmp_path / "text.jsonl").open("a").write('{"text": "more"}\n')
-    with pytest.raises(ValueError, match=r"was begun with source .*text\.jsonl \(480 bytes\)"):
-        prepare(*documents, "--output", folder)
-    with pytest.raises(ValueError, match="tokenizer is another tokenizer; use it, delete it or choose another output"):
+    with pytest.raises(
+        ValueError, match=r"made from other text: separator '<\|endoftext\|>', not None; choose another"
+    ):
+        prepare(*documents, "--output", folder, "--document_separator", "")
+    with pytest.raises(ValueError, match=r"shard_tokens 50, not 51; choose another"):
+        prepare(*documents, "--output", folder, "--shard_tokens", "51")
+    with pytest.raises(
+        ValueError, match="tokenizer is another tokenizer; use it, delete it or choose another output folder"
+    ):
         prepare(*documents[:2], "--output", folder, "--shard_tokens", "50", "--tokenizer", other_tokenizer(tmp_path))
     assert contents(folder) == before
 
@@ -564,7 +578,7 @@ def test_standard_input_and_a_new_tokenizer(tmp_path, byte_tokenizer):
     prepare(*arguments, "--tokenizer", tmp_path / "bytes", stdin="one|\ntwo|three\n")
     assert read_back(tmp_path / "a", byte_tokenizer) == ["one", "two", "three"]
     with pytest.raises(
-        ValueError, match=r"a has shards, and standard input cannot be read again to go on; delete it\.$"
+        ValueError, match=r"a has shards, and standard input cannot be read again to continue them; delete it\.$"
     ):
         prepare(*arguments, "--tokenizer", tmp_path / "bytes", stdin="more")
     with pytest.raises(ValueError, match=r"^Standard input can be read only once: train the tokenizer on files"):
@@ -595,11 +609,11 @@ BAD_ARGUMENTS = {
     "--input a.txt --hub b": "Say where the text is: either --input with files or --hub with a data set.",
     "--part 0/2": "Say where the text is: either --input with files or --hub with a data set.",
     "--input TEXT --part 2/2": "--part 2/2 is not I/N with 0 <= I < N, such as 0/2.",
-    "--input TEXT --shard_tokens 0": "--shard_tokens is 0 but must be at least 1.",
+    "--input TEXT --shard_tokens 0": "shard_tokens is 0 but must be at least 1.",
     "--input EMPTY": "EMPTY is empty; leave it out.",
     "--input LATIN": "LATIN is not UTF-8 (byte 0xe9); convert it, e.g. with iconv.",
     "--input BREAKS --document_separator |": "The text has only 0 tokens, too few to train and to validate on",
-    "--hub no/such": "The data set 'no/such' could not be had from the Hugging Face Hub",
+    "--hub no/such": "The data set 'no/such' could not be downloaded from the Hugging Face Hub",
     "--check": "OUTPUT has no token shards (index.json is missing); make some with examples/prepare_text.py.",
     "--merge": "OUTPUT has no parts: no folder in it has an index.json.",
 }
@@ -608,7 +622,7 @@ BAD_ARGUMENTS = {
 @pytest.mark.parametrize("line", BAD_ARGUMENTS)
 def test_mistakes_leave_nothing_behind(tmp_path, byte_tokenizer, line):
     byte_tokenizer.save_pretrained(tmp_path / "bytes")
-    files = {"TEXT": b"text", "EMPTY": b"", "LATIN": b"caf\xe9", "BREAKS": b"\n"}
+    files = {"TEXT": b"text", "EMPTY": b"", "LATIN": b"caf\xe9", "BREAKS": b"|\n|\n"}
     for name, content in files.items():
         (tmp_path / f"{name}.txt").write_bytes(content)
     names = {name: str(tmp_path / f"{name}.txt") for name in files} | {"OUTPUT": str(tmp_path / "output")}

@@ -1,4 +1,4 @@
-"""Text to token ids on all cores, and what a tokenizer is recognised by."""
+"""Text to token ids on all cores, and how a tokenizer is recognized."""
 
 import hashlib
 import json
@@ -14,11 +14,11 @@ from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ..hardware import usable_cores
-from ..tokenization import merges_from_ranks
+from ..tokenization import END_OF_TEXT, merges_from_ranks
 
-# Pieces of text are tokenized in batches of about so many characters; two batches a core are under way at once.
+# Pieces of text are tokenized in batches of about this many characters, with two batches per core in flight.
 BATCH_CHARACTERS = 2**20
-# GPT-2's merges do follow from its ids; to find that out anew takes most of a second.
+# GPT-2's merges follow from its ids; checking that again would take most of a second.
 GPT2_MERGES_SHA256 = "980ca8f2d4b0964c87a762e901db0656ce92d3f1ecd940b25ba97463da5c68fa"
 # Two tokenizers of the same vocabulary that split, normalize or begin a text differently give it different ids.
 PROBE = "Hello, WORLD!  It's 1234.5 at Zoë's cafe\u0301,\n\n\tisn't it? ﬁ 日本 🙂 "
@@ -29,7 +29,7 @@ def tokenize(
 ) -> Iterator[tuple[np.ndarray, bool]]:
     """The ids of every piece but the first `skip`, in order, computed ahead on all cores.
 
-    Threads suffice: tiktoken and tokenizers compute in Rust and leave Python's lock to others meanwhile.
+    Threads suffice: tiktoken and tokenizers compute in Rust and release Python's lock.
     """
     encode = batch_encoder(tokenizer)
     cores = usable_cores()
@@ -67,16 +67,17 @@ def batches(pieces: Iterable[tuple[str, bool]], skip: int) -> Iterator[list[tupl
 
 
 def batch_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[np.ndarray]]:
-    """A function from a list of texts to a list of id arrays, with tiktoken where it can stand in for the tokenizer.
+    """A function from a list of texts to a list of id arrays.
 
-    tiktoken is several times faster.
+    It uses tiktoken, which is several times faster, where that gives the tokenizer's own ids. Special tokens in a text
+    are ordinary characters.
     """
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
     encoding = tiktoken_encoding(tokenizer)
     if encoding is None:
         return plain_encoder(tokenizer, dtype)
 
-    # One call for the whole batch: each return from Rust waits for Python's lock, and other threads hold it often.
+    # One call for the whole batch, because each return from Rust waits for Python's lock, which other threads hold.
     separator, separator_id = tokenizer.eos_token, tokenizer.eos_token_id
 
     def encode(texts: list[str]) -> list[np.ndarray]:
@@ -84,7 +85,7 @@ def batch_encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], l
             if any(separator in text for text in texts):
                 return [encoding.encode_to_numpy(text, disallowed_special=()).astype(dtype) for text in texts]
             ids = encoding.encode_to_numpy(separator.join(texts), allowed_special="all").astype(dtype)
-        except ValueError:  # tiktoken's regular expressions give up at a million spaces in a row
+        except ValueError:  # tiktoken's regular expressions fail on a million spaces in a row
             return plain_encoder(tokenizer, dtype)(texts)
         ends = [*np.flatnonzero(ids == separator_id), len(ids)]
         return [ids[start:end] for start, end in zip([0, *(end + 1 for end in ends)], ends, strict=False)]
@@ -105,11 +106,25 @@ def plain_encoder(tokenizer: PreTrainedTokenizerBase, dtype: type) -> Callable[[
     return encode
 
 
-def tiktoken_encoding(tokenizer: PreTrainedTokenizerBase) -> tiktoken.Encoding | None:
-    """The tokenizer's own BPE in tiktoken, or `None` where it is not built as GPT-2's is.
+def encode_documents(documents: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of a text from its `split_documents`: the end-of-text id stands where the separators were, once where
+    nothing is between two of them. Special tokens in a document are ordinary characters."""
+    last = len(documents) - 1
+    kept = [document for number, document in enumerate(documents) if document or number in (0, last)]
+    ids: list[int] = []
+    for number, document in enumerate(kept):
+        # Custom tokenizers need not know the option.
+        as_text = {"split_special_tokens": True} if END_OF_TEXT in document else {}
+        ids += [tokenizer.eos_token_id] if number else []
+        ids += tokenizer(document, add_special_tokens=False, verbose=False, **as_text)["input_ids"]
+    return ids
 
-    tiktoken knows no merges: of all neighbours it joins those whose bytes together have the lowest id. That is the
-    same where the ids tell the merges, as they do after training.
+
+def tiktoken_encoding(tokenizer: PreTrainedTokenizerBase) -> tiktoken.Encoding | None:
+    """The tokenizer's own BPE in tiktoken, or `None` where it is not built like GPT-2's.
+
+    tiktoken has no merges: of all neighbours it joins those whose bytes together have the lowest id. The result is the
+    same where the order of the ids is that of the merges, as it is after training.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     if not is_built_like_gpt2(state):
@@ -137,7 +152,7 @@ def is_gpt2s(merges: list[list[str]]) -> bool:
 
 
 def is_built_like_gpt2(state: dict) -> bool:
-    """Whether a `tokenizer.json` is a byte-level BPE that splits as GPT-2's does and changes nothing before."""
+    """Whether a `tokenizer.json` is a byte-level BPE that splits like GPT-2's and does not normalize the text."""
     model, splitter = state["model"], state["pre_tokenizer"] or {}
     variants = ("dropout", "ignore_merges", "continuing_subword_prefix", "end_of_word_suffix")
     return (
@@ -152,7 +167,7 @@ def is_built_like_gpt2(state: dict) -> bool:
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
-    """(vocab_size,): how many bytes of text each token stands for; `None` for a tokenizer that is not byte-level."""
+    """(vocab_size,): bytes of text in each token; `None` for a tokenizer that is not byte-level."""
     if "ByteLevel" not in str(tokenizer.backend_tokenizer.decoder):
         return None
     lengths: np.ndarray = np.zeros(len(tokenizer), dtype=np.int64)

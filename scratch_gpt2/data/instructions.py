@@ -1,21 +1,25 @@
 """Instructions and their answers: read, split, and encoded by the tokenizer's chat template.
 
-A row of data has one of three forms:
+A row of data has one of these forms:
 
-    {"instruction": ..., "input": ..., "output": ...}        Alpaca's; the input may be missing or empty
+    {"instruction": ..., "input": ..., "output": ...}        Alpaca; the input may be missing or empty
+    {"instruction": ..., "context": ..., "response": ...}    Dolly; the context may be empty
     {"prompt": ..., "completion": ...}
     {"messages": [{"role": ..., "content": ...}, ...]}       roles user and assistant, a first message may be system
+    {"conversations": [{"from": ..., "value": ...}, ...]}    ShareGPT; human and gpt are user and assistant
+
+Alpaca rows may also have a `system` text and a `history` of earlier turns, a list of pairs of question and answer.
 
 The ids of a whole conversation and the labels on them come from one call of the chat template, and the ids that a
-model answers to are their first ones: what is trained is what is later asked.
+model answers to are their first ones: a model is asked with exactly the prompt that it was trained on.
 """
 
 import json
 import logging
+import math
 import random
-from collections.abc import Iterable, Iterator
+import unicodedata
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from jinja2.exceptions import TemplateError
@@ -23,17 +27,19 @@ from transformers import PreTrainedTokenizerBase
 
 from ..linear_cross_entropy import IGNORE_INDEX
 from ..tokenization import check_text
-from .text_sources import json_row, reading_utf8
+from .rows import read_rows
 
+EMPTY = (None, "")
 ROLES = ("system", "user", "assistant")
+SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bing": "assistant", "bard": "assistant"}
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """`messages` end with the assistant's answer. `instruction`, `input` and `output` are the fields of the row, for
-    reports; without such fields, the last question and answer. `origin` names the row in errors."""
+    """`messages` end with the assistant's answer. `instruction`, `input` and `output` are the columns of the row, for
+    reports; without such columns, the last question and answer. `origin` names the row in errors."""
 
     messages: list[dict[str, str]]
     instruction: str
@@ -48,7 +54,8 @@ class Conversation:
 
 
 def read_instructions(source: str | list[str], max_rows: int | None = None) -> list[Conversation]:
-    """The first `max_rows` rows of .json and .jsonl files, or of the train split of a data set on the Hub.
+    """The first `max_rows` rows with an answer, from files that `read_rows` reads or the train split of a data set on
+    the Hub.
 
     Rows whose answer is empty teach nothing; they are left out, and a warning says how many.
 
@@ -69,86 +76,73 @@ def read_instructions(source: str | list[str], max_rows: int | None = None) -> l
             else:
                 empty += 1
     if empty:
-        logger.warning("%d rows were left out, because their answer is empty.", empty)
+        logger.warning("Rows left out because their answer is empty: %d.", empty)
     if not conversations:
         raise ValueError(f"There is no instruction with an answer in {source}.")
     return conversations
 
 
-def read_rows(name: str) -> Iterator[tuple[dict, str]]:
-    """The rows of one file or data set, each with what an error calls it."""
-    if Path(name).suffix in (".json", ".jsonl") and not Path(name).is_file():
-        raise FileNotFoundError(f"{name} does not exist; give an existing file, or a data set of the Hub.")
-    if Path(name).suffix == ".jsonl":
-        with open(name, encoding="utf-8-sig") as lines, reading_utf8(name):
-            for number, line in enumerate(lines, start=1):
-                origin = f"{name}, line {number}"
-                if row := json_row(line, origin):
-                    yield row, origin
-    elif Path(name).suffix == ".json":
-        for number, row in enumerate(read_json(name), start=1):
-            if not isinstance(row, dict):
-                raise ValueError(f"{name}, row {number} is not a JSON object.")
-            yield row, f"{name}, row {number}"
-    elif Path(name).exists():
-        raise ValueError(f"{name} is of an unknown kind; use .json or .jsonl, or a data set of the Hub.")
-    else:
-        for number, row in enumerate(hub_rows(name), start=1):
-            yield row, f"{name}, row {number}"
-
-
-def read_json(file: str) -> list:
-    with open(file, encoding="utf-8-sig") as opened, reading_utf8(file):
-        text = opened.read()
-    try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{file}, line {error.lineno} is not JSON: {error.msg}; JSON lines need the ending .jsonl."
-        ) from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{file} holds no list of rows.")
-    return rows
-
-
-def hub_rows(name: str) -> Iterable[dict]:
-    import datasets
-
-    try:
-        return datasets.load_dataset(name, split="train")
-    except Exception as error:  # the library raises errors of its own, httpx's and fsspec's
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConnectionError(
-            f"The data set {name!r} could not be had from the Hugging Face Hub ({reason}); try again later, or give "
-            "a local .json or .jsonl file."
-        ) from error
-
-
-def as_conversation(row: dict, origin: str) -> Conversation:
-    """Raises ValueError for a row in none of the three forms; see the top of this file."""
-    if "messages" in row:
-        messages = checked_messages(row["messages"], origin)
-        question = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
-        return Conversation(messages, question, "", messages[-1]["content"], origin)
-    asked, answered = ("instruction", "output") if "instruction" in row else ("prompt", "completion")
+def as_conversation(row: dict[str, Any], origin: str) -> Conversation:
+    """Raises ValueError for a row in none of the forms at the top of this file."""
+    row = {column: None if is_missing(value) else value for column, value in row.items()}
+    system = [{"role": "system", "content": row["system"]}] if row.get("system", "") not in EMPTY else []
+    for column in ("messages", "conversations"):
+        if row.get(column) is not None:
+            turns = named_by_role(row[column])
+            messages = checked_messages([*system, *turns] if isinstance(turns, list) else turns, origin, column)
+            question = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
+            return Conversation(messages, question, "", messages[-1]["content"], origin)
+    asked, given, answered = columns_of(row, origin)
     instruction: Any = row.get(asked)
+    context: Any = "" if row.get(given) is None else row[given]
     output: Any = row.get(answered)
-    given = row.get("input") or "" if asked == "instruction" else ""
-    for name, text in ((asked, instruction), (answered, output), ("input", given)):
+    for name, text in ((asked, instruction), (answered, output), (given, context)):
         if not isinstance(text, str):
             columns = ", ".join(map(str, row))
             raise ValueError(
                 f"{origin} has no text in {name!r}; its columns are {columns}. Use instruction, input and output, "
-                "prompt and completion, or messages."
+                "prompt and completion, messages, or conversations."
             )
-    question = f"{instruction}\n\n### Input:\n{given}" if given.strip() else instruction
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": output}]
-    return Conversation(checked_messages(messages, origin), instruction, given, output, origin)
+    question = f"{instruction}\n\n### Input:\n{context}" if context.strip() else instruction
+    messages = [*system, *earlier_turns(row.get("history"), origin)]
+    messages += [{"role": "user", "content": question}, {"role": "assistant", "content": output}]
+    return Conversation(checked_messages(messages, origin), instruction, context, output, origin)
 
 
-def checked_messages(messages: object, origin: str) -> list[dict[str, str]]:
+def is_missing(value: object) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))  # what a table holds for an empty cell
+
+
+def columns_of(row: dict[str, Any], origin: str) -> tuple[str, str, str]:
+    """The columns with the instruction, the text that it is about, and the answer."""
+    if "instruction" not in row:
+        return "prompt", "", "completion"
+    if row.get("context") not in EMPTY and row.get("input") not in EMPTY:
+        raise ValueError(f"{origin} has both an input and a context; keep one of them.")
+    given = "input" if row.get("context") in EMPTY else "context"
+    answered = "response" if "context" in row and "output" not in row else "output"
+    return "instruction", given, answered
+
+
+def earlier_turns(history: object, origin: str) -> list[dict[str, str]]:
+    """Alpaca's `history`: pairs of a question and its answer."""
+    pairs = [] if history in EMPTY else history
+    if not isinstance(pairs, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise ValueError(f"{origin}: history must be a list of pairs of question and answer.")
+    roles = ("user", "assistant")
+    return [{"role": role, "content": text} for pair in pairs for role, text in zip(roles, pair, strict=True)]
+
+
+def named_by_role(turns: Any) -> Any:
+    """ShareGPT's turns, `from` and `value`, as messages; anything else as it is."""
+    if not isinstance(turns, list) or not all(isinstance(turn, dict) and "from" in turn for turn in turns):
+        return turns
+    return [{"role": SPEAKERS.get(str(turn["from"]), turn["from"]), "content": turn.get("value")} for turn in turns]
+
+
+def checked_messages(messages: object, origin: str, column: str = "messages") -> list[dict[str, str]]:
     if not isinstance(messages, list) or not all(isinstance(message, dict) for message in messages):
-        raise ValueError(f"{origin}: messages must be a list of objects with role and content.")
+        raise ValueError(f"{origin}: {column} must be a list of objects with role and content.")
     for message in messages:
         role, content = message.get("role"), message.get("content")
         if role not in ROLES:
@@ -171,10 +165,11 @@ def checked_messages(messages: object, origin: str) -> list[dict[str, str]]:
 def split(
     rows: list[Conversation], seed: int, fractions: tuple[float, float, float] = (0.85, 0.05, 0.1)
 ) -> tuple[list[Conversation], list[Conversation], list[Conversation]]:
-    """Rows for training, validation and test, shuffled by `seed`. Rows with the same prompt stay together, so that no
-    question of the test has been trained on; the sizes may therefore differ from `fractions` by a few rows.
+    """Rows for training, validation and test, shuffled by `seed`. Rows with the same prompt, also in another Unicode
+    normalization, stay together, so that no test question has been trained on; the sizes may therefore differ from
+    `fractions` by a few rows.
 
-    Raises ValueError for fractions that do not sum to 1, or too few rows for a part that shall have some.
+    Raises ValueError for fractions that do not sum to 1, or too few rows for a part whose fraction is not 0.
     """
     if min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-9:
         raise ValueError(
@@ -182,7 +177,7 @@ def split(
         )
     groups: dict[str, list[Conversation]] = {}
     for row in rows:
-        groups.setdefault(json.dumps(row.prompt), []).append(row)
+        groups.setdefault(unicodedata.normalize("NFC", json.dumps(row.prompt, ensure_ascii=False)), []).append(row)
     shuffled = list(groups.values())
     random.Random(seed).shuffle(shuffled)
 
@@ -215,8 +210,8 @@ def encode_conversation(
     """`input_ids` and `labels`, both cut to `max_length`. The labels are the ids of the assistant's answers, each
     with the eos token that ends it, and -100 elsewhere; or all the ids with `train_on_prompt`.
 
-    Raises ValueError where the chat template refuses the messages, marks no answer, or writes an answer otherwise
-    than after the prompt of `encode_prompt`.
+    Raises ValueError where the chat template refuses the messages, marks no answer, or does not begin the conversation
+    with the prompt of `encode_prompt`.
     """
     encoded = render(tokenizer, messages, return_assistant_tokens_mask=True)
     ids, answered = encoded["input_ids"], encoded["assistant_masks"]
@@ -239,7 +234,7 @@ def encode_conversations(
     max_length: int,
     train_on_prompt: bool = False,
 ) -> tuple[list[dict[str, list[int]]], int]:
-    """`encode_conversation` of each, and how many were dropped since `max_length` left nothing of their answers.
+    """`encode_conversation` of each, and how many were dropped because `max_length` left nothing of their answers.
 
     Raises ValueError, with the number of the row, for what `encode_conversation` refuses, and where no row is left.
     """

@@ -1,23 +1,28 @@
 """Labelled texts: read, cleaned, split, and kept in a folder that examples/classify.py trains on.
 
-A row is `{"text": str, "label": str}`; labels are names, and a number in a file becomes its digits.
+A row is `{"text": str, "label": str}`. A label is the name of one class; a number in a file becomes its digits.
 """
 
-import csv
+import ast
 import hashlib
 import html
 import json
+import math
 import os
 import random
 import re
 import shutil
+import unicodedata
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from .text_sources import checked, json_row, reading_utf8
+from .rows import Located, hub_rows, read_rows, tsv_rows
+from .text_files import kind_of, open_text
+from .text_sources import checked
 
 TEXT_COLUMN, LABEL_COLUMN = "text", "label"
 SPLITS = ("train", "validation", "test")
@@ -29,8 +34,8 @@ Row = dict[str, str]
 
 @dataclass(frozen=True)
 class PreparedClassification:
-    """What a prepared folder holds: the rows of train, validation and test, the labels in the order of their ids, and
-    the report of how they came about."""
+    """The contents of a prepared folder: the rows of train, validation and test, the labels in the order of their ids,
+    and a report of how the rows were made."""
 
     splits: dict[str, list[Row]]
     label_names: list[str]
@@ -40,27 +45,31 @@ class PreparedClassification:
 def read_labelled_text(
     file: str | os.PathLike, text_column: str = TEXT_COLUMN, label_column: str = LABEL_COLUMN
 ) -> list[Row]:
-    """The rows of a .tsv, .csv, .jsonl or .parquet file in UTF-8, without the line ends after a text.
+    """The rows of a file that `read_rows` reads, without the line breaks after a text.
 
     Quotation marks in a .tsv are characters like any other: read by a CSV reader's rules, two of the 5,574 messages of
     the SMS Spam Collection vanish in others. Unless its first line names both columns, a .tsv (or a file without
-    suffix) is in that collection's layout: `label<TAB>text`, no header.
+    suffix) has that collection's layout: `label<TAB>text`, no header.
 
     Raises FileNotFoundError, and ValueError for an unknown kind, text that is not UTF-8, a missing column, and a row
-    without label or text.
+    without a text or without exactly one label.
     """
+    file = str(file)
     if not Path(file).is_file():
-        raise FileNotFoundError(f"{file} is not a file; give labelled text as .tsv, .csv, .jsonl or .parquet.")
-    kinds = {"": read_tsv, ".tsv": read_tsv, ".csv": read_csv, ".jsonl": read_jsonl, ".parquet": read_parquet}
-    read = kinds.get(Path(file).suffix)
-    if read is None:
-        raise ValueError(f"{file} is of an unknown kind; use .tsv, .csv, .jsonl or .parquet.")
-    with reading_utf8(str(file)):
-        found = read(file, text_column, label_column)
-        rows = [labelled_row(row, text_column, label_column, origin) for origin, row in found]
+        raise FileNotFoundError(f"{file} is not a file; give labelled text as .tsv, .csv, .json, .jsonl or .parquet.")
+    rows = [labelled_row(row, text_column, label_column, at) for row, at in rows_of(file, text_column, label_column)]
     if not rows:
         raise ValueError(f"{file} has no rows; give a file with labelled text.")
     return rows
+
+
+def rows_of(file: str, text_column: str, label_column: str) -> Iterator[Located]:
+    if kind_of(file) in ("", ".tsv"):
+        default = (text_column, label_column) == (TEXT_COLUMN, LABEL_COLUMN)
+        with open_text(file, newline="\n") as opened:
+            yield from tsv_rows(opened, file, headerless=(LABEL_COLUMN, TEXT_COLUMN) if default else ())
+    else:
+        yield from read_rows(file)
 
 
 def read_labelled_hub(
@@ -72,111 +81,86 @@ def read_labelled_hub(
 ) -> list[Row]:
     """The rows of one split of a data set on the Hub; labels by their names where the data set has some.
 
-    Raises ConnectionError where the Hub does not give it, and ValueError as `read_labelled_text`.
+    Raises ConnectionError where the Hub cannot be reached, and ValueError as `read_labelled_text`.
     """
-    import datasets
-
-    try:
-        data = datasets.load_dataset(name, config, split=split)
-    except Exception as error:  # the library raises errors of its own, httpx's and fsspec's
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConnectionError(
-            f"The data set {name!r} could not be had from the Hugging Face Hub ({reason}); "
-            "try again later, or give a local .tsv, .csv, .jsonl or .parquet file with --input."
-        ) from error
-    label = data.features.get(label_column)
-    names = label.names if isinstance(label, datasets.ClassLabel) else None
-    rows = []
-    for number, row in enumerate(data, start=1):
-        if names is not None and row[label_column] is not None:
-            row[label_column] = names[row[label_column]] if row[label_column] >= 0 else None  # -1: not labelled
-        rows.append(labelled_row(row, text_column, label_column, f"{name}, row {number}"))
-    return rows
-
-
-def read_tsv(file, text_column: str, label_column: str) -> Iterator[tuple[str, dict]]:
-    with open(file, encoding="utf-8-sig", newline="\n") as lines:
-        columns = None
-        for number, line in enumerate(lines, start=1):
-            line = line.rstrip("\r\n")
-            if columns is None:
-                columns = line.split("\t")
-                if {text_column, label_column} <= set(columns):
-                    continue
-                if (text_column, label_column) == (TEXT_COLUMN, LABEL_COLUMN):
-                    columns = [LABEL_COLUMN, TEXT_COLUMN]
-            if line:
-                yield f"{file}, line {number}", dict(zip(columns, line.split("\t", len(columns) - 1), strict=False))
-
-
-def read_csv(file, text_column: str, label_column: str) -> Iterator[tuple[str, dict]]:
-    with open(file, encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines, strict=True)
-        try:
-            for row in rows:
-                yield f"{file}, line {rows.line_num}", row
-        except csv.Error as error:
-            # The row that could not be read begins after the last that could.
-            raise ValueError(f"{file}, line {rows.line_num + 1} is not CSV: {error}.") from error
-
-
-def read_jsonl(file, text_column: str, label_column: str) -> Iterator[tuple[str, dict]]:
-    with open(file, encoding="utf-8-sig", newline="\n") as lines:
-        for number, line in enumerate(lines, start=1):
-            origin = f"{file}, line {number}"
-            if (row := json_row(line, origin)) is not None:
-                yield origin, row
-
-
-def read_parquet(file, text_column: str, label_column: str) -> Iterator[tuple[str, dict]]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.read_table(file)
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{file} is not a parquet file or is damaged: {str(error).splitlines()[0]}") from error
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield f"{file}, row {number}", row
+    rows = hub_rows(name, config, split)
+    return [labelled_row(row, text_column, label_column, origin) for row, origin in rows]
 
 
 def labelled_row(row: dict, text_column: str, label_column: str, origin: str) -> Row:
     if missing := [column for column in (text_column, label_column) if column not in row]:
         columns = ", ".join(repr(str(name)[:40]) for name in row)
         raise ValueError(f"{origin} has no column {' and no '.join(map(repr, missing))}; its columns are {columns}.")
-    text, label = row[text_column], row[label_column]
+    text = row[text_column]
     if text is None or (isinstance(text, str) and not text.strip()):
         raise ValueError(f"{origin} has an empty text; remove the row.")
     if not isinstance(text, str):
-        raise ValueError(f"{origin} has {text!r} in column {text_column!r}, which is no text.")
-    if label is None or not str(label).strip():
-        raise ValueError(f"{origin} has no label in column {label_column!r}; label or remove the row.")
-    return {"text": checked(text.rstrip("\r\n"), origin), "label": checked(str(label).strip(), origin)}
+        raise ValueError(f"{origin} has {text!r} in column {text_column!r}, which is not text.")
+    label = class_name(row[label_column], label_column, origin)
+    return {"text": checked(text.rstrip("\r\n"), origin), "label": checked(label, origin)}
+
+
+def class_name(label: object, column: str, origin: str) -> str:
+    """The name of the one class that a label is. Raises ValueError for no label and for several in one cell."""
+    if label is None or str(label).strip().lower() in ("", "nan"):
+        raise ValueError(f"{origin} has no label in column {column!r}; label or remove the row.")
+    if is_collection(label):
+        raise ValueError(
+            f"{origin} has {str(label)[:60]!r} in column {column!r}; a label must be one class, not a list, a one-hot "
+            "vector or an object."
+        )
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)  # a column of integers becomes one of floats where a table has an empty cell
+    return str(label).strip()
+
+
+def is_collection(label: object) -> bool:
+    """Whether a label is a list or an object, or the text of one, as which a table holds it."""
+    if isinstance(label, str) and label.strip()[:1] in ("[", "{", "("):
+        try:
+            label = ast.literal_eval(label.strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return False
+    return isinstance(label, list | tuple | dict | set)
+
+
+def label_order(label: str) -> tuple:
+    """A key that sorts labels as people do: 2 before 10, and "class 2" before "class 10"."""
+    if re.fullmatch(r"[+-]?\d+(\.\d+)?", label):
+        return 0, float(label), [], label
+    parts = re.split(r"(\d{1,15})", label)
+    return 1, math.inf, [int(part) if number % 2 else part for number, part in enumerate(parts)], label
 
 
 def unescape(rows: list[Row]) -> tuple[list[Row], int]:
-    """HTML entities (`&amp;`, `&lt;#&gt;`) as the characters they stand for, and how many texts had some."""
+    """The rows with HTML entities (`&amp;`, `&lt;#&gt;`) turned into characters, and how many texts had some."""
     unescaped = [row | {"text": html.unescape(row["text"])} for row in rows]
     return unescaped, sum(old != new for old, new in zip(rows, unescaped, strict=True))
 
 
 def remove_duplicates(rows: list[Row]) -> tuple[list[Row], int, int]:
-    """Keep the first row of each text, and none of a text that has several labels: nobody knows which is right.
+    """Keep the first row of each text, and none of a text with several labels, of which the right one is unknown.
+
+    Texts that differ only in Unicode normalization are the same text.
 
     Returns the rows, how many others were removed as duplicates, and how many as contradictions.
     """
     labels: dict[str, set[str]] = {}
     for row in rows:
-        labels.setdefault(row["text"], set()).add(row["label"])
+        labels.setdefault(composed(row["text"]), set()).add(row["label"])
     contradictory = {text for text, several in labels.items() if len(several) > 1}
-    agreed = [row for row in rows if row["text"] not in contradictory]
-    first = {row["text"]: row for row in reversed(agreed)}
-    kept = [row for row in agreed if first[row["text"]] is row]
+    agreed = [row for row in rows if composed(row["text"]) not in contradictory]
+    first = {composed(row["text"]): row for row in reversed(agreed)}
+    kept = [row for row in agreed if first[composed(row["text"])] is row]
     return kept, len(agreed) - len(kept), len(rows) - len(agreed)
 
 
+def composed(text: str) -> str:
+    return unicodedata.normalize("NFC", text)
+
+
 def balance(rows: list[Row], seed: int) -> list[Row]:
-    """As many rows of each label as the rarest one has, drawn at random, in their old order."""
+    """As many rows of each label as the rarest one has, drawn at random, in their original order."""
     by_label = group_by_label(rows)
     rarest = min(len(members) for members in by_label.values())
     rng = random.Random(seed)
@@ -186,9 +170,10 @@ def balance(rows: list[Row], seed: int) -> list[Row]:
 
 def split(rows: list[Row], seed: int, fractions: tuple[float, float, float] = FRACTIONS) -> dict[str, list[Row]]:
     """Train, validation and test, each with the same share of every label as nearly as whole rows allow and at least
-    one row of it; drawn at random, in their old order.
+    one row of it; drawn at random, in their original order.
 
-    Raises ValueError for less than two labels, a label with less than three rows, and fractions that do not sum to 1.
+    Raises ValueError for fewer than two labels, a label with fewer than three rows, and fractions that do not sum to
+    1.
     """
     if len(fractions) != len(SPLITS) or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(
@@ -215,8 +200,8 @@ def split(rows: list[Row], seed: int, fractions: tuple[float, float, float] = FR
 
 
 def group_by_label(rows: list[Row]) -> dict[str, list[int]]:
-    """Row numbers of each label, labels in alphabetical order, so that a seed always means the same choice."""
-    groups: dict[str, list[int]] = {label: [] for label in sorted({row["label"] for row in rows})}
+    """Row numbers of each label, labels in the order of `label_order`, so that a seed always means the same choice."""
+    groups: dict[str, list[int]] = {label: [] for label in sorted({row["label"] for row in rows}, key=label_order)}
     for number, row in enumerate(rows):
         groups[row["label"]].append(number)
     return groups
@@ -225,8 +210,8 @@ def group_by_label(rows: list[Row]) -> dict[str, list[int]]:
 def class_weights(labels: Iterable) -> list[float]:
     """Weights for the loss, in the sorted order of the labels: rows / (classes * rows of the class).
 
-    Every class then weighs the same in the mean, and the weights of all rows sum to their number (King and Zeng 2001;
-    scikit-learn's "balanced").
+    Every class then has the same weight in the mean, and the weights of all rows sum to their number (King and Zeng
+    2001; scikit-learn's "balanced").
     """
     counts = Counter(labels)
     return [counts.total() / (len(counts) * counts[label]) for label in sorted(counts)]
@@ -234,7 +219,7 @@ def class_weights(labels: Iterable) -> list[float]:
 
 def prepare(
     rows: list[Row],
-    source: str,
+    source: dict[str, Any] | str,
     seed: int = 0,
     fractions: tuple[float, float, float] = FRACTIONS,
     unescape_entities: bool = False,
@@ -243,9 +228,11 @@ def prepare(
 ) -> PreparedClassification:
     """Clean and split `rows`: unescape, remove duplicates, balance, split, in this order.
 
-    Raises ValueError as `split`. In the report, a step not asked for is `null`. Near duplicates are texts that
-    equal one of the training texts but for capitals, blanks and digits, such as the same advertisement with another
-    telephone number.
+    `source` describes where the rows come from, for the report. A step that was not asked for is `null` there. Near
+    duplicates are texts that equal one of the training texts except for case, spaces and digits, such as the same
+    advertisement with another telephone number.
+
+    Raises ValueError as `split`.
     """
     labels_read, rows_read = count_labels(rows), len(rows)
     unescaped = duplicates = contradictory = balanced_away = None
@@ -279,14 +266,14 @@ def describe(rows: list[Row], train: Iterable[Row]) -> dict:
     return {
         "rows": len(rows),
         "labels": count_labels(rows),
-        "duplicates_of_train": count_shared(rows, train, str),
+        "duplicates_of_train": count_shared(rows, train, composed),
         "near_duplicates_of_train": count_shared(rows, train, likeness),
         "sha256": hashlib.sha256(jsonl_bytes(rows)).hexdigest(),
     }
 
 
 def count_labels(rows: list[Row]) -> dict[str, int]:
-    return dict(sorted(Counter(row["label"] for row in rows).items()))
+    return {label: len(numbers) for label, numbers in group_by_label(rows).items()}
 
 
 def count_shared(rows: list[Row], others: Iterable[Row], key: Callable[[str], str]) -> int:
@@ -296,7 +283,7 @@ def count_shared(rows: list[Row], others: Iterable[Row], key: Callable[[str], st
 
 
 def likeness(text: str) -> str:
-    return " ".join(re.sub(r"\d+", "0", text.casefold()).split())
+    return " ".join(re.sub(r"\d+", "0", composed(text).casefold()).split())
 
 
 def jsonl_bytes(rows: list[Row]) -> bytes:
@@ -309,8 +296,8 @@ def check_new(folder: str | os.PathLike) -> None:
 
 
 def save_prepared(prepared: PreparedClassification, folder: str | os.PathLike) -> None:
-    """Write train.jsonl, validation.jsonl, test.jsonl and report.json, under another name first: there is never half
-    a folder. Raises FileExistsError where `folder` exists."""
+    """Write train.jsonl, validation.jsonl, test.jsonl and report.json, under another name first, so that the folder is
+    never incomplete. Raises FileExistsError where `folder` exists."""
     check_new(folder)
     folder = Path(folder)
     unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
@@ -327,8 +314,11 @@ def save_prepared(prepared: PreparedClassification, folder: str | os.PathLike) -
 
 
 def load_prepared(folder: str | os.PathLike) -> PreparedClassification:
-    """Read what `save_prepared` wrote. Raises FileNotFoundError where there is nothing of the kind, and ValueError
-    where the splits are not those that the report tells of."""
+    """Read what `save_prepared` wrote.
+
+    Raises FileNotFoundError for a folder without a report, and ValueError where the splits are not those that the
+    report describes.
+    """
     folder = Path(folder)
     if not (folder / REPORT).is_file():
         raise FileNotFoundError(f"{folder} has no {REPORT}; make the folder with examples/prepare_classification.py.")
@@ -344,5 +334,5 @@ def load_prepared(folder: str | os.PathLike) -> PreparedClassification:
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
-            f"{folder} is damaged ({reason}); make it anew with examples/prepare_classification.py."
+            f"{folder} is damaged ({reason}); make it again with examples/prepare_classification.py."
         ) from error

@@ -1,16 +1,17 @@
 """Token shards: a corpus as .npy files of token ids, written once and read by memory map.
 
-A folder holds `shard_00000.npy`, `shard_00001.npy`, ... and an `index.json` that says what they are. The first shard
-is for validation; where that is more than a tenth of the text, it is split, and the rest of it is for training. Every
-document ends with the end-of-text token, and documents run on from one shard into the next. The index is written
-anew, in one step, after each shard: a run that is killed loses the unfinished shard and nothing else, and goes on at
-the exact token.
+A folder holds `shard_00000.npy`, `shard_00001.npy`, ... and an `index.json` that describes them. The first shard is
+for validation; where that is more than a tenth of the text, it is split, and the rest of it is for training. Every
+document ends with the end-of-text token, and documents continue from one shard into the next. The index is replaced
+in one step after each shard: a run that is killed loses the unfinished shard and nothing else, and continues at the
+exact token.
 """
 
 import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +22,11 @@ from ..files import sha256, write_atomically
 from .encoding import token_bytes, tokenize, tokenizer_fingerprint
 
 SHARD_TOKENS = 100_000_000
-# A tenth of a small text may be shorter than a block; half of it, up to so many tokens, is for validation then.
-LEAST_VALIDATION_TOKENS = 1024
+# A tenth of a small text may be shorter than a block; half of it, up to this many tokens, is for validation then.
+MIN_VALIDATION_TOKENS = 1024
 INDEX = "index.json"
-FORMAT = 2
+FORMAT = 3
+READABLE_FORMATS = (2, FORMAT)  # in format 2, the source was a sentence
 # The system limits how many files a process has open, often to 1024 and on a Mac to 256.
 OPEN_SHARDS = 64
 
@@ -33,24 +35,24 @@ def write_token_shards(
     pieces: Iterable[tuple[str, bool]],
     tokenizer: PreTrainedTokenizerBase,
     folder: str | os.PathLike,
-    source: str,
+    source: dict[str, Any] | str,
     shard_tokens: int = SHARD_TOKENS,
     part: tuple[int, int] = (0, 1),
 ) -> dict:
     """Tokenize `pieces` (from `text_sources`) on all cores into `folder`, and return the index.
 
-    The memory needed is that of one shard and of two batches a core, for any amount of text. Called again with the
-    same arguments after an interruption it reads on to where the last finished shard ends, without tokenizing, and
-    goes on there; after the end it does nothing.
+    The memory needed is that of one shard and of two batches per core, for any amount of text. Called again with the
+    same arguments after an interruption, it reads up to where the last finished shard ends, without tokenizing, and
+    continues there; a finished folder is left as it is.
 
     Args:
-        pieces: `(text, ends_document)`; the same ones whenever the call is repeated. `<|endoftext|>` inside a text is
-            tokenized as ordinary characters.
-        source: what the text is, for the index.
+        pieces: `(text, ends_document)`; the same ones whenever the call is repeated. Separators are not looked for
+            here: `<|endoftext|>` inside a text is tokenized as ordinary characters.
+        source: what the text is, for the index: `TextSource.describe()`, or any name.
         shard_tokens: tokens in each shard but the last.
         part: (I, N): `pieces` are the I-th of N parts of the text. The validation shard is the first of part 0.
 
-    Raises ValueError for an unfinished folder that was begun with other arguments, and for less than two tokens.
+    Raises ValueError for a folder that was begun with other arguments, and for fewer than two tokens.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,8 +67,9 @@ def write_token_shards(
         "shard_tokens": shard_tokens,
     }
     begun = read_index(folder) if (folder / INDEX).is_file() else {**index, "shards": [], "done": 0, "into_next": 0}
+    check_source(begun, source, folder)
     for name, value in index.items():
-        if begun[name] != value:
+        if name != "source" and begun[name] != value:
             raise ValueError(
                 f"{folder} was begun with {name} {begun[name]!r}, not {value!r}; choose another folder or delete it."
             )
@@ -76,6 +79,39 @@ def write_token_shards(
     for ids, ends_document in tqdm_tokens(tokenize(pieces, tokenizer, skip=begun["done"])):
         writer.add(ids, ends_document)
     return writer.finish()
+
+
+def check_source(index: dict, source: dict[str, Any] | str, folder: Path) -> None:
+    """Raise ValueError where the shards of `index` were made from other text than `source`; how files are called does
+    not matter."""
+    if index["format"] != FORMAT:
+        raise ValueError(
+            f"{folder} was made by an earlier version, which did not note what the text contained; train on it as it "
+            "is with --data, or delete it to make the shards again."
+        )
+    if without_names(index["source"]) != without_names(source):
+        reason = difference(index["source"], source)
+        raise ValueError(f"{folder} was made from other text: {reason}; choose another output folder or delete it.")
+
+
+def without_names(source: Any) -> Any:
+    if not isinstance(source, dict) or "files" not in source:
+        return source
+    return source | {"files": [{**file, "name": None} for file in source["files"]]}
+
+
+def difference(old: Any, new: Any) -> str:
+    """What is not the same in two sources, in words."""
+    if isinstance(old, str) or isinstance(new, str) or old["kind"] != new["kind"]:
+        return f"{old}, not {new}"
+    for name in dict.fromkeys([*old, *new]):
+        if name != "files" and old.get(name) != new.get(name):
+            return f"{name} {old.get(name)!r}, not {new.get(name)!r}"
+    before, now = ([file["name"] for file in source["files"]] for source in (old, new))
+    if before != now:
+        return f"the files {', '.join(before)}, not {', '.join(now)}"
+    changed = [file["name"] for file, other in zip(old["files"], new["files"], strict=True) if file != other]
+    return f"{', '.join(changed)} changed since then"
 
 
 class ShardWriter:
@@ -152,7 +188,7 @@ class ShardWriter:
     def split_first(self, total: int) -> None:
         """Split the first shard where it is more than validation needs of `total` tokens."""
         shard = self.index["shards"][0]
-        validation = max(total // 10, min(total // 2, LEAST_VALIDATION_TOKENS))
+        validation = max(total // 10, min(total // 2, MIN_VALIDATION_TOKENS))
         if validation < shard["tokens"]:
             tokens = np.load(self.folder / shard["file"], mmap_mode="r")
             self.index["shards"][:1] = [
@@ -171,9 +207,12 @@ def tqdm_tokens(encoded_pieces: Iterator[tuple[np.ndarray, bool]]) -> Iterator[t
 def merge_parts(folder: str | os.PathLike) -> dict:
     """Write one index over the parts in `folder`'s sub-folders, so that `TokenShards` reads them as one set.
 
-    Raises FileNotFoundError for a missing part, ValueError for an unfinished one or parts that do not fit together.
+    Raises FileNotFoundError for a missing part, ValueError for an unfinished one, parts that do not fit together, and
+    a folder with shards of its own.
     """
     folder = Path(folder)
+    if (folder / INDEX).is_file() and any("/" not in shard["file"] for shard in read_index(folder)["shards"]):
+        raise ValueError(f"{folder} has shards of its own, which merging would replace; choose another folder.")
     parts = [(read_index(path.parent), path.parent.name) for path in folder.glob(f"*/{INDEX}")]
     parts.sort(key=lambda part: part[0]["part"])
     if not parts:
@@ -189,7 +228,7 @@ def merge_parts(folder: str | os.PathLike) -> dict:
         if not index.get("complete"):
             raise ValueError(f"{folder / name} is not finished; run it again to continue it.")
         for key in ("format", "tokenizer", "source"):
-            if index[key] != first[key]:
+            if without_names(index[key]) != without_names(first[key]):
                 raise ValueError(f"{folder / name} has another {key} than {folder / parts[0][1]}; make it again.")
     shards = [{**s, "file": f"{name}/{s['file']}"} for index, name in parts for s in index["shards"]]
     merged = {**first, "part": [0, 1], "shards": shards, "done": sum(index["done"] for index, _ in parts)}
@@ -207,9 +246,13 @@ def read_index(folder: Path) -> dict:
         ) from error
     except ValueError as error:
         raise ValueError(f"{folder / INDEX} is damaged; delete the folder and make the shards again.") from error
-    if index.get("format") != FORMAT:
+    if not isinstance(index, dict) or "shards" not in index:
+        raise ValueError(f"{folder / INDEX} is not an index of token shards; choose another folder.")
+    if index.get("format") not in READABLE_FORMATS:
+        formats = " and ".join(map(str, READABLE_FORMATS))
         raise ValueError(
-            f"{folder / INDEX} is of format {index.get('format')}, this version reads {FORMAT}; make the shards again."
+            f"{folder / INDEX} is of format {index.get('format')}, but this version reads {formats}; make the shards "
+            "again."
         )
     return index
 
@@ -238,7 +281,7 @@ class TokenShards(torch.utils.data.Dataset):
             raise ValueError(f"{folder} is not finished; run examples/prepare_text.py again to continue it.")
         shards = [shard for shard in self.index["shards"] if shard["split"] == split]
         for shard in shards:
-            check_size(self.folder, shard)
+            check_file_size(self.folder, shard)
         self.files = [self.folder / shard["file"] for shard in shards]
         self.starts = np.cumsum([0] + [shard["tokens"] for shard in shards])  # of each shard in the stream
         self.bytes = None if any(s["bytes"] is None for s in shards) else sum(s["bytes"] for s in shards)
@@ -307,13 +350,13 @@ def verify(folder: str | os.PathLike) -> int:
     folder = Path(folder)
     shards = read_index(folder)["shards"]
     for shard in tqdm(shards, desc="Checking", unit=" shards"):
-        file = check_size(folder, shard)
+        file = check_file_size(folder, shard)
         if sha256(file) != shard["sha256"]:
             raise ValueError(f"{file} does not have the checksum of the index; it is damaged: make the shards again.")
     return len(shards)
 
 
-def check_size(folder: Path, shard: dict) -> Path:
+def check_file_size(folder: Path, shard: dict) -> Path:
     """The shard's file. Raises FileNotFoundError where it is missing, ValueError where it has another size."""
     file = folder / shard["file"]
     if not file.is_file():

@@ -12,7 +12,6 @@ removed, and the normalised accuracy is by log-likelihood per character.
 style": the texts as they are, without the activity, and the normalised accuracy is by log-likelihood per token.
 """
 
-import json
 import math
 import os
 import re
@@ -23,6 +22,8 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.rows import hub_rows, json_lines
+from ..data.text_files import open_text
 from ..tokenization import check_text
 from .continuations import log_likelihoods, positions_of
 from .progress import ProgressFile
@@ -89,16 +90,10 @@ def read_hellaswag(file: str | os.PathLike) -> list[Example]:
     """
     if not Path(file).is_file():
         raise FileNotFoundError(f"{file} is not a file; give HellaSwag's data as jsonl, such as hellaswag_val.jsonl.")
-    examples = []
-    with open(file, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                if line.strip():
-                    examples.append(parse_line(line))
-            except ValueError as error:
-                raise ValueError(f"{file}, line {number}: {error}") from None
+    with open_text(str(file), newline="\n") as lines:
+        examples = [parse_row(row, origin) for row, origin in json_lines(lines, str(file))]
     if not examples:
-        raise ValueError(f"{file} holds no example up to its end, line 1; give HellaSwag's data as jsonl.")
+        raise ValueError(f"{file} holds no example; give HellaSwag's data as JSON lines.")
     return examples
 
 
@@ -107,29 +102,17 @@ def load_hellaswag() -> list[Example]:
 
     Raises ConnectionError where the Hub cannot be reached, ValueError for rows of another form.
     """
-    from datasets import load_dataset
+    return [parse_row(row, origin) for row, origin in hub_rows(DATA_SET, split="validation")]
 
+
+def parse_row(row: dict, origin: str) -> Example:
     try:
-        rows = load_dataset(DATA_SET, split="validation")
-    except Exception as error:  # of many types, those of several HTTP libraries among them
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConnectionError(
-            f"HellaSwag could not be had from the Hugging Face Hub ({reason}); give hellaswag_val.jsonl as a file."
-        ) from None
-    return [parse_row(row) for row in rows]
+        return as_example(row)
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from None
 
 
-def parse_line(line: bytes) -> Example:
-    try:
-        row = json.loads(line.decode())
-    except (ValueError, RecursionError):
-        raise ValueError("this is not JSON in UTF-8; is the file complete, and jsonl?") from None
-    if not isinstance(row, dict):
-        raise ValueError("this is not a JSON object; give the original jsonl form.")
-    return parse_row(row)
-
-
-def parse_row(row: dict) -> Example:
+def as_example(row: dict) -> Example:
     for name in ("ind", "activity_label", "ctx_a", "ctx_b", "endings", "label"):
         if name not in row:
             raise ValueError(f"the field {name!r} is missing; give the original jsonl form.")

@@ -21,7 +21,8 @@ from pathlib import Path
 from huggingface_hub import AsyncInferenceClient, constants
 from tqdm.auto import tqdm
 
-from ..data.instructions import as_conversation, read_rows
+from ..data.instructions import as_conversation
+from ..data.rows import read_rows
 from ..files import write_atomically
 from ..tokenization import check_text
 from .progress import ProgressFile, digest

@@ -18,7 +18,9 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..tokenization import check_text
+from ..data.encoding import encode_documents
+from ..data.text_sources import split_documents
+from ..tokenization import END_OF_TEXT, check_text
 
 IGNORE_INDEX = -100
 
@@ -59,6 +61,7 @@ def perplexity(
     context_length: int | None = None,
     stride: int | None = None,
     batch_size: int = 4,
+    separator: str | None = END_OF_TEXT,
 ) -> PerplexityResult:
     """Perplexity and bits per byte of any causal language model of transformers, or ours, on one text.
 
@@ -80,6 +83,8 @@ def perplexity(
             context, and takes longer. With `stride == context_length` windows do not overlap, and the first token of
             each window is not scored, as in the published procedure.
         batch_size: windows computed together; the result does not depend on it.
+        separator: what stands between documents of the text; it becomes the tokenizer's end-of-text id, which counts
+            as a token but not as bytes of the text. `None` reads it as ordinary text.
 
     Raises:
         ValueError: a text of fewer than two tokens or one that is not valid Unicode, a window longer than the model's
@@ -89,7 +94,9 @@ def perplexity(
     context_length, stride = check_window(model, context_length, stride)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size} but must be at least 1.")
-    ids, start_token = encode(tokenizer, text)
+    has_end = getattr(tokenizer, "eos_token_id", None) is not None
+    documents = split_documents(check_text(text), separator if has_end else None)
+    ids, start_token = encode(tokenizer, documents)
     if ids.max() >= model.config.vocab_size:
         raise ValueError(
             f"The tokenizer gives id {ids.max()} but the model's vocab_size is {model.config.vocab_size}: "
@@ -99,7 +106,7 @@ def perplexity(
     windows = list(sliding_windows(len(ids), context_length, stride))
     total, scored_tokens = total_loss(model, ids, windows, batch_size)
     loss = total / scored_tokens
-    tokens, size = len(ids) - start_token, len(text.encode())
+    tokens, size = len(ids) - start_token, sum(len(document.encode()) for document in documents)
     return PerplexityResult(
         perplexity=math.exp(loss),
         bits_per_byte=loss / math.log(2) * tokens / size,
@@ -133,15 +140,15 @@ def check_window(model, context_length: int | None, stride: int | None) -> tuple
     return context_length, stride
 
 
-def encode(tokenizer, text: str) -> tuple[torch.LongTensor, bool]:
+def encode(tokenizer, documents: list[str]) -> tuple[torch.LongTensor, bool]:
     """Token ids (N,) of the whole text, and whether they begin with a token that is not of the text."""
-    ids = tokenizer(check_text(text), add_special_tokens=False, verbose=False)["input_ids"]
+    ids = encode_documents(documents, tokenizer)
     start = tokenizer("")["input_ids"][:1]  # of the tokens that it adds, one at the end is not wanted
     start_token = bool(start) and start[0] == tokenizer.bos_token_id
     if start_token:
         ids = start + ids
     if len(ids) < 2:
-        raise ValueError(f"The text {text!r} is too short: perplexity needs at least two tokens.")
+        raise ValueError(f"The text {''.join(documents)!r} is too short: perplexity needs at least two tokens.")
     return torch.tensor(ids), start_token
 
 

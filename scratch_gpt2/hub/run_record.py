@@ -94,12 +94,6 @@ def public_name(name: str) -> dict:
     return {"name": name if on_hub else Path(name).name, "on_hub": on_hub}
 
 
-def data_behind(folder: str, source: str) -> str:
-    """What data a folder of examples/prepare_*.py holds: the Hub id in the `source` that it has noted, or its name."""
-    on_hub = re.match(r"([\w.-]+/[\w.-]+), configuration ", source)
-    return on_hub[1] if on_hub else folder
-
-
 def describe_hardware() -> str:
     """What this process and those beside it compute on: a GPU that `--use_cpu` leaves idle is not told of."""
     state, threads = PartialState(), torch.get_num_threads()

@@ -1,57 +1,17 @@
 """Pretraining with transformers' Trainer: its data, its model, and what Trainer does not report by itself."""
 
 import dataclasses
-import logging
 import math
-import os
-import shutil
-from pathlib import Path
 
 import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Dataset, Subset
-from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers import TrainingArguments
 
-from ..data.text_sources import find_files, read_files
-from ..data.token_shards import SHARD_TOKENS, read_index, write_token_shards
 from ..modeling_scratch_gpt2 import ScratchGPT2ForCausalLM
-from ..tokenization import load_tokenizer, train_tokenizer
 from .callbacks import SpeedCallback, flops_per_token
 from .optimizers import muon_for_trainer
 from .trainer import PushingTrainer
-
-logger = logging.getLogger(__name__)
-
-
-def text_to_shards(data: str, folder: Path, tokenizer: str, vocab_size: int | None = None) -> PreTrainedTokenizerBase:
-    """Tokenize text files into token shards in `folder`, about a twentieth for validation, and return the tokenizer.
-
-    `data` is a file or a glob, `tokenizer` the name of one for `load_tokenizer`; instead, `vocab_size` asks for a BPE
-    trained on the text. Shards that are there already are used again. They get their name when they are complete.
-
-    Raises ValueError for shards of another text or tokenizer, and whatever reading the text raises.
-    """
-    source = f"{data}, tokenizer {tokenizer if vocab_size is None else f'trained with vocab_size {vocab_size}'}"
-    if folder.is_dir():
-        made_from = read_index(folder)["source"]
-        if made_from != source:
-            raise ValueError(f"{folder} was made from {made_from}, not from {source}; choose another output_dir.")
-        return load_tokenizer(folder / "tokenizer")
-    files = find_files([data])
-    shard_tokens = max(256, sum(os.path.getsize(file) for file in files) // 80)  # a token is about four bytes
-    if vocab_size is None:
-        trained = load_tokenizer(tokenizer)
-    else:
-        trained = train_tokenizer((text for text, _ in read_files(files)), vocab_size)
-    unfinished = folder.with_name(folder.name + ".unfinished")
-    try:
-        write_token_shards(read_files(files), trained, unfinished, source, min(shard_tokens, SHARD_TOKENS))
-    except ValueError:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    trained.save_pretrained(unfinished / "tokenizer")
-    os.replace(unfinished, folder)
-    return trained
 
 
 def whole_steps(dataset: Dataset, rows_per_step: int) -> Subset:

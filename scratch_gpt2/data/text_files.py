@@ -1,0 +1,81 @@
+"""Text from files and standard input: compressed or not, with or without a byte order mark."""
+
+import bz2
+import gzip
+import io
+import lzma
+import sys
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+STDIN = "-"
+
+
+def kind_of(file: str) -> str:
+    """The suffix that says what a file holds, in lower case: `.jsonl` for `Rows.JSONL.gz`."""
+    path = Path(file)
+    return (path.with_suffix("") if is_compressed(file) else path).suffix.lower()
+
+
+def is_compressed(file: str) -> bool:
+    return Path(file).suffix.lower() in COMPRESSIONS
+
+
+def open_binary(file: str) -> io.BufferedIOBase:
+    """The bytes of a file, decompressed where its suffix is one of `COMPRESSIONS`."""
+    suffix = Path(file).suffix.lower()
+    if suffix == ".gz":
+        return gzip.open(file)
+    if suffix == ".bz2":
+        return bz2.open(file)
+    if suffix == ".xz":
+        return lzma.open(file)
+    if suffix == ".zst":
+        import pyarrow
+
+        return io.BufferedReader(pyarrow.input_stream(file, compression="zstd"))
+    return open(file, "rb")
+
+
+@contextmanager
+def open_text(file: str, newline: str | None = "") -> Iterator[TextIO]:
+    """Text in UTF-8 without its byte order mark; `-` is standard input. `newline` is that of `open`.
+
+    Inside the `with` block, raises ValueError for text that is not UTF-8 and for damaged compressed data.
+    """
+    with readable(file):
+        if file == STDIN:
+            sys.stdin.reconfigure(encoding="utf-8-sig", newline=newline)  # type: ignore[union-attr]
+            yield sys.stdin
+        else:
+            with open_binary(file) as opened:
+                check_not_utf16(opened, file)
+                yield io.TextIOWrapper(opened, encoding="utf-8-sig", newline=newline)
+
+
+@contextmanager
+def readable(file: str) -> Iterator[None]:
+    """Turn what reading a file can raise into one sentence that names it."""
+    name = "standard input" if file == STDIN else file
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ValueError(f"{name} is not UTF-8 (byte {byte:#04x}); convert it, e.g. with iconv.") from error
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's own, which names the file
+            raise
+        raise ValueError(f"{name} is damaged, or not compressed as its suffix says: {error}.") from error
+
+
+def check_not_utf16(opened: io.BufferedIOBase, file: str) -> None:
+    """Raise ValueError for UTF-16, which without a byte order mark would pass for UTF-8 with a NUL in every pair."""
+    start = opened.peek(2)[:1024]  # type: ignore[attr-defined]
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or start.count(0) > len(start) // 3:
+        raise ValueError(
+            f"{file} is not UTF-8 but UTF-16 or a binary file; convert text with: iconv -f UTF-16 -t UTF-8."
+        )
