@@ -16,12 +16,9 @@ text has one label; lists of labels are refused. Of two labels, the second one i
 the positive class, which precision, recall and F1 are about.
 """
 
-import argparse
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser
-
-from scratch_gpt2.cli import offline_unless_hub_answers, run_main
+from scratch_gpt2.cli import offline_unless_hub_answers, parse_arguments, run_main
 from scratch_gpt2.data.rows import describe_files, describe_hub
 from scratch_gpt2.data.text_classification import (
     FRACTIONS,
@@ -33,7 +30,6 @@ from scratch_gpt2.data.text_classification import (
     read_labelled_text,
     save_prepared,
 )
-from scratch_gpt2.files import expand_home
 
 
 @dataclass
@@ -65,9 +61,7 @@ class Arguments:
 
 
 def main() -> None:
-    parser = HfArgumentParser(Arguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    (args,) = parser.parse_args_into_dataclasses()
-    expand_home(args)
+    (args,) = parse_arguments(Arguments, description=__doc__)
     if bool(args.input) == bool(args.hub):
         raise ValueError("Say where the text is: either --input with a file or --hub with a data set.")
     check_new(args.output)

@@ -31,16 +31,12 @@ With datatrove, a function is a step of the pipeline, for its Slurm and Ray exec
     LocalPipelineExecutor([ParquetReader("web"), write_part], tasks=2, workers=2).run()
 """
 
-import argparse
 from dataclasses import dataclass, field
 
-from transformers import HfArgumentParser
-
-from scratch_gpt2.cli import offline_unless_hub_answers, run_main
+from scratch_gpt2.cli import offline_unless_hub_answers, parse_arguments, run_main
 from scratch_gpt2.data.text_sources import find_files, parse_separator
 from scratch_gpt2.data.text_to_shards import TextSource, text_to_shards
 from scratch_gpt2.data.token_shards import merge_parts, verify
-from scratch_gpt2.files import expand_home
 from scratch_gpt2.tokenization import END_OF_TEXT
 
 
@@ -86,9 +82,7 @@ class Arguments:
 
 
 def main() -> None:
-    parser = HfArgumentParser(Arguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    (args,) = parser.parse_args_into_dataclasses()
-    expand_home(args)
+    (args,) = parse_arguments(Arguments, description=__doc__)
     if args.merge:
         report(merge_parts(args.output), args.output)
     if args.check:

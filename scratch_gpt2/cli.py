@@ -14,6 +14,7 @@ from huggingface_hub import constants, get_session
 from transformers import HfArgumentParser
 
 from .command_help import format_help, option_names, unknown_option
+from .files import expand_home
 
 NOT_GIVEN = object()
 GIVEN = "_given"
@@ -51,7 +52,7 @@ def parse_arguments(
     file = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     file.add_argument("--config")
     config_file = file.parse_known_args(arguments)[0].config
-    config = {} if config_file is None else read_config(Path(config_file), parser)
+    config = {} if config_file is None else read_config(Path(config_file).expanduser(), parser)
     for action in parser._actions:
         action.required = action.required and action.dest not in config
     given = config | parser.given(arguments)
@@ -64,7 +65,7 @@ def parse_arguments(
 
 def build(group: type, values: dict[str, Any], given: Iterable[str]):
     names = {field.name for field in dataclasses.fields(group) if field.init}
-    instance = group(**{name: value for name, value in values.items() if name in names})
+    instance = group(**expand_home({name: value for name, value in values.items() if name in names}))
     setattr(instance, GIVEN, names & set(given))
     return instance
 

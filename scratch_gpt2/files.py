@@ -1,12 +1,13 @@
 """Files: written in one step, read as JSON, and figures without a display."""
 
-import dataclasses
 import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
-NOT_PATHS = ("prompt", "explain")
+# Options whose values are texts.
+NOT_PATHS = ("prompt", "explain", "document_separator")
 
 
 def write_atomically(file: Path, write) -> None:
@@ -22,17 +23,15 @@ def write_atomically(file: Path, write) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def expand_home(arguments: object) -> None:
-    """Expand a leading `~` in the strings of a dataclass of options: the shell leaves `--output=~/x` as it is."""
-    for option in dataclasses.fields(arguments):  # type: ignore[arg-type]
-        value = getattr(arguments, option.name)
-        if option.name in NOT_PATHS:
-            continue
-        if isinstance(value, str):
-            setattr(arguments, option.name, os.path.expanduser(value))
-        elif isinstance(value, list):
-            expanded = [os.path.expanduser(item) if isinstance(item, str) else item for item in value]
-            setattr(arguments, option.name, expanded)
+def expand_home(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with a leading `~` in their paths expanded, which the shell does not do in `--output=~/x`."""
+
+    def expanded(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [expanded(name, item) for item in value]
+        return os.path.expanduser(value) if isinstance(value, str) and name not in NOT_PATHS else value
+
+    return {name: expanded(name, value) for name, value in options.items()}
 
 
 def write_json(file: str | os.PathLike, value: object) -> None:

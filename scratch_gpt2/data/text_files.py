@@ -6,13 +6,26 @@ import io
 import lzma
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import IO, Any, TextIO
 
-COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 STDIN = "-"
+
+
+def open_zstd(file: str, mode: str) -> io.BufferedReader:
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(file, compression="zstd"))
+
+
+OPENERS: dict[str, Callable[[str, str], Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": open_zstd,
+}
 
 
 def kind_of(file: str) -> str:
@@ -22,23 +35,12 @@ def kind_of(file: str) -> str:
 
 
 def is_compressed(file: str) -> bool:
-    return Path(file).suffix.lower() in COMPRESSIONS
+    return Path(file).suffix.lower() in OPENERS
 
 
-def open_binary(file: str) -> io.BufferedIOBase:
-    """The bytes of a file, decompressed where its suffix is one of `COMPRESSIONS`."""
-    suffix = Path(file).suffix.lower()
-    if suffix == ".gz":
-        return gzip.open(file)
-    if suffix == ".bz2":
-        return bz2.open(file)
-    if suffix == ".xz":
-        return lzma.open(file)
-    if suffix == ".zst":
-        import pyarrow
-
-        return io.BufferedReader(pyarrow.input_stream(file, compression="zstd"))
-    return open(file, "rb")
+def open_binary(file: str) -> IO[bytes]:
+    """The bytes of a file, decompressed where its suffix is one of `OPENERS`."""
+    return OPENERS.get(Path(file).suffix.lower(), open)(file, "rb")
 
 
 @contextmanager
@@ -72,7 +74,7 @@ def readable(file: str) -> Iterator[None]:
         raise ValueError(f"{name} is damaged, or not compressed as its suffix says: {error}.") from error
 
 
-def check_not_utf16(opened: io.BufferedIOBase, file: str) -> None:
+def check_not_utf16(opened: IO[bytes], file: str) -> None:
     """Raise ValueError for UTF-16, which without a byte order mark would pass for UTF-8 with a NUL in every pair."""
     start = opened.peek(2)[:1024]  # type: ignore[attr-defined]
     if start[:2] in (b"\xff\xfe", b"\xfe\xff") or start.count(0) > len(start) // 3:
