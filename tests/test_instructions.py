@@ -3,6 +3,8 @@
 import json
 from collections import Counter
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from scratch_gpt2.data.instructions import (
@@ -59,6 +61,59 @@ def test_the_three_forms(write):
     assert (chat.instruction, chat.output) == ("Capital of Italy?", "Rome.")
 
 
+def test_the_forms_of_dolly_and_of_alpaca_with_history(write):
+    rows = [
+        {"instruction": "Who?", "context": "Rome fell.", "response": "Rome.", "category": "closed_qa"},
+        {"instruction": "Why?", "context": "", "response": "Because."},
+        {"instruction": "When?", "context": "In 476.", "output": "476."},
+        {
+            "instruction": "And?",
+            "input": "",
+            "output": "c",
+            "system": "Be brief.",
+            "history": [["a?", "a"], ["b?", "b"]],
+        },
+        {"instruction": "Zero?", "input": "0", "output": "0", "system": "", "history": []},
+    ]
+    who, why, when, after, zero = read_instructions(write(rows))
+    assert who.messages == [
+        {"role": "user", "content": "Who?\n\n### Input:\nRome fell."},
+        {"role": "assistant", "content": "Rome."},
+    ]
+    assert (who.instruction, who.input, who.output) == ("Who?", "Rome fell.", "Rome.")
+    assert (why.prompt, why.output) == ([{"role": "user", "content": "Why?"}], "Because.")
+    assert when.prompt == [{"role": "user", "content": "When?\n\n### Input:\nIn 476."}]
+    assert [message["content"] for message in after.messages] == ["Be brief.", "a?", "a", "b?", "b", "And?", "c"]
+    assert [message["role"] for message in after.messages] == ["system", *["user", "assistant"] * 3]
+    assert zero.prompt == [{"role": "user", "content": "Zero?\n\n### Input:\n0"}] and len(zero.messages) == 2
+
+
+def test_sharegpt(write):
+    turns = [("human", "Capital of Italy?"), ("gpt", "Rome."), ("human", "Sure?"), ("gpt", "Yes.")]
+    turns = [{"from": speaker, "value": text} for speaker, text in turns]
+    rows = [
+        {"id": "1", "conversations": turns},
+        {"conversations": turns[:2], "system": "Be brief."},
+        {"conversations": [{"from": "system", "value": "Be brief."}, *turns[:2]]},
+        {"messages": None, "conversations": CAPITAL},  # a table has all columns in every row
+    ]
+    first, second, third, fourth = read_instructions(write(rows))
+    assert [message["role"] for message in first.messages] == ["user", "assistant"] * 2
+    assert first.messages[:2] == fourth.messages == CAPITAL
+    assert (first.instruction, first.output) == ("Sure?", "Yes.")
+    assert second.messages == third.messages == [{"role": "system", "content": "Be brief."}, *CAPITAL]
+
+
+def test_instructions_in_tables(write, tmp_path):
+    """An empty cell of a table of numbers or texts is nan, None or an empty text."""
+    (tmp_path / "a.csv").write_text('instruction,input,output\n"Add, please.","1, 2",3\nSay hi.,,Hi.\n')
+    table = pyarrow.table({"instruction": ["a", "b"], "input": [float("nan"), None], "output": ["c", "d"]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    add, hi, a, b = read_instructions([str(tmp_path / "a.csv"), str(tmp_path / "a.parquet")])
+    assert (add.instruction, add.input, add.output) == ("Add, please.", "1, 2", "3")
+    assert [row.input for row in (hi, a, b)] == ["", "", ""]
+
+
 def test_json_lines_several_files_and_max_rows(write):
     rows = [{"instruction": str(n), "output": "x"} for n in range(5)]
     files = [write(rows[:3]), write(rows[3:], "more.jsonl")]
@@ -83,6 +138,21 @@ def chat(*roles):
         ({"instruction": "a", "input": "b"}, "row 2 has no text in 'output'; its columns are instruction, input"),
         ({"instruction": "a", "output": None}, "row 2 has no text in 'output'"),
         ({"instruction": "a", "input": 3, "output": "b"}, "row 2 has no text in 'input'"),
+        ({"instruction": "a", "input": 0, "output": "b"}, "row 2 has no text in 'input'"),
+        ({"instruction": "a", "input": 0.0, "output": "b"}, "row 2 has no text in 'input'"),
+        ({"instruction": "a", "input": False, "output": "b"}, "row 2 has no text in 'input'"),
+        ({"instruction": "a", "context": 0, "response": "b"}, "row 2 has no text in 'context'"),
+        ({"instruction": "a", "input": "b", "context": "c", "output": "d"}, "row 2 has both an input and a context"),
+        (
+            {"instruction": "a", "output": "b", "history": "c"},
+            "row 2: history must be a list of pairs of question and",
+        ),
+        ({"instruction": "a", "output": "b", "history": [["c"]]}, "row 2: history must be a list of pairs"),
+        ({"instruction": "a", "output": "b", "history": [["c", 1]]}, "row 2 has a message of the assistant whose con"),
+        ({"conversations": [{"from": "robot", "value": "a"}]}, "row 2 has a message of the unknown role 'robot'"),
+        ({"conversations": [{"from": ["x"], "value": "a"}]}, "row 2 has a message of the unknown role"),
+        ({"conversations": [{"from": "human", "value": "a"}]}, "row 2: the conversation ends with the user"),
+        ({"conversations": "a"}, "row 2: conversations must be a list of objects"),
         ({"prompt": "a"}, "row 2 has no text in 'completion'"),
         ({"text": "a"}, "row 2 has no text in 'prompt'; its columns are text. Use instruction, input and output"),
         ("a", "row 2 is not a JSON object"),
@@ -134,6 +204,15 @@ def test_split_is_seeded_and_keeps_equal_prompts_together(shared_data):
     train, validation, test = ({json.dumps(row.prompt) for row in part} for part in parts)
     assert not (train & validation or train & test or validation & test)
     assert len(train | validation | test) == 1075  # 25 of the 1,100 rows repeat a prompt
+
+
+def test_one_prompt_in_two_unicode_normalizations_stays_together(write):
+    prompts = [f"caf\u00e9 {n}" for n in range(10)] + [f"cafe\u0301 {n}" for n in range(10)]
+    rows = read_instructions(write([{"instruction": prompt, "output": "x"} for prompt in prompts]))
+    parts = split(rows, 0, (0.5, 0.25, 0.25))
+    numbers = [{row.instruction[-1] for row in part} for part in parts]
+    assert [len(part) for part in parts] == [10, 6, 4]
+    assert [len(part) for part in numbers] == [5, 3, 2]
 
 
 def test_split_sizes_by_hand(write):

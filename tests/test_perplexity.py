@@ -1,3 +1,4 @@
+import functools
 import json
 import math
 import runpy
@@ -234,6 +235,37 @@ def test_a_pad_token_at_the_edge_of_a_window_is_not_taken_for_padding(caplog):
 def test_mistakes_are_named(text, options, message):
     with pytest.raises(ValueError, match=message):
         perplexity(uniform_model(128), BYTES, text, **options)
+
+
+SEPARATED = {  # text: (separator, its ids in GPT-2's vocabulary, bytes of text)
+    "a\n<|endoftext|>\nb": ("<|endoftext|>", [64, 50256, 65], 2),
+    "a<|endoftext|><|endoftext|>b<|endoftext|>\n": ("<|endoftext|>", [64, 50256, 65, 50256], 2),
+    "<|endoftext|>a": ("<|endoftext|>", [50256, 64], 1),
+    "a<|endoftext|>": (None, [64, 27, 91, 437, 1659, 5239, 91, 29], 14),
+    "a\r\n\r\nb<|endoftext|>": ("\n\n", [64, 50256, 65, 27, 91, 437, 1659, 5239, 91, 29], 15),
+    "a\n": ("<|endoftext|>", [64, 198], 2),
+}
+
+
+@pytest.mark.parametrize("text", SEPARATED)
+def test_separators_are_the_eos_id_and_count_no_bytes(gpt2_tokenizer, monkeypatch, text):
+    separator, ids, size = SEPARATED[text]
+    seen = []
+    model = uniform_model(50257, n_positions=16)
+    monkeypatch.setattr(model, "forward", recording(model.forward, seen))
+    result = perplexity(model, gpt2_tokenizer, text, separator=separator)
+    assert seen == [ids]
+    assert (result.tokens, result.bytes, result.scored_tokens) == (len(ids), size, len(ids) - 1)
+    assert result.bits_per_byte == pytest.approx(math.log2(50257) * len(ids) / size)
+
+
+def recording(forward, seen):
+    @functools.wraps(forward)
+    def recorded(*arguments, **options):
+        seen.extend(options["input_ids"].tolist())
+        return forward(*arguments, **options)
+
+    return recorded
 
 
 def test_a_model_without_a_longest_context_needs_one():

@@ -14,6 +14,7 @@ import pytest
 from scratch_gpt2.data.text_classification import (
     balance,
     class_weights,
+    describe,
     likeness,
     load_prepared,
     prepare,
@@ -115,6 +116,58 @@ def test_duplicates_go_and_of_contradictory_texts_all():
     assert [row["text"] for row in kept] == ["a", "b", "A"]
     assert (duplicates, contradictory) == (1, 3)
     assert kept[0] is rows[0]
+
+
+def test_one_text_in_two_unicode_normalizations_is_a_duplicate():
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    rows = [{"text": composed, "label": "ham"}, {"text": decomposed, "label": "ham"}, {"text": "cafe", "label": "ham"}]
+    kept, duplicates, contradictory = remove_duplicates(rows)
+    assert ([row["text"] for row in kept], duplicates, contradictory) == ([composed, "cafe"], 1, 0)
+    rows[1]["label"] = "spam"
+    assert remove_duplicates(rows) == ([rows[2]], 0, 2)
+    assert likeness(composed) == likeness(decomposed)
+    test = describe([{"text": decomposed, "label": "ham"}], train=[{"text": composed, "label": "ham"}])
+    assert (test["duplicates_of_train"], test["near_duplicates_of_train"]) == (1, 1)
+
+
+SEVERAL = "a label must be one class, not a list, a one-hot vector or an object."
+NO_LABEL = "FILE, line 1 has no label in column 'label'; label or remove the row."
+BAD_LABELS = {  # the last list as a CSV file holds it
+    '["news", "sport"]': f"FILE, line 1 has \"['news', 'sport']\" in column 'label'; {SEVERAL}",
+    "[0, 1, 0]": f"FILE, line 1 has '[0, 1, 0]' in column 'label'; {SEVERAL}",
+    '{"news": 1}': f"FILE, line 1 has \"{{'news': 1}}\" in column 'label'; {SEVERAL}",
+    "\"['news', 'sport']\"": f"FILE, line 1 has \"['news', 'sport']\" in column 'label'; {SEVERAL}",
+    '"[0, 1]"': f"FILE, line 1 has '[0, 1]' in column 'label'; {SEVERAL}",
+    "NaN": NO_LABEL,
+    "null": NO_LABEL,
+    '"nan"': NO_LABEL,
+}
+
+
+@pytest.mark.parametrize("label", BAD_LABELS)
+def test_labels_that_are_not_one_class(tmp_path, label):
+    file = tmp_path / "a.jsonl"
+    file.write_text(f'{{"text": "a", "label": {label}}}')
+    with pytest.raises(ValueError) as error:
+        read_labelled_text(file)
+    assert str(error.value) == BAD_LABELS[label].replace("FILE", str(file))
+
+
+def test_labels_that_are_one_class(tmp_path):
+    labels = [5, 5.0, 4.5, True, "[sic]", "{", " ham ", "None"]
+    file = tmp_path / "a.jsonl"
+    file.write_text("".join(json.dumps({"text": "a", "label": label}) + "\n" for label in labels))
+    assert [row["label"] for row in read_labelled_text(file)] == ["5", "5", "4.5", "True", "[sic]", "{", "ham", "None"]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [["-1", "0", "2", "10", "11"], ["class 2", "class 10", "class 10 b"], ["ham", "spam"], ["1.5", "2", "b", "c"]],
+)
+def test_classes_are_in_natural_order(order):
+    rows = [{"text": f"{label} {i}", "label": label} for label in reversed(order) for i in range(3)]
+    prepared = prepare(rows, "somewhere")
+    assert prepared.label_names == order == list(prepared.report["labels_read"])
 
 
 def test_balance_draws_as_many_of_each_in_their_old_order():
@@ -337,6 +390,31 @@ def test_the_setting_of_the_tutorials(shared_data, tmp_path, monkeypatch, capsys
     leaked = sum(row["text"] in train for row in prepared.splits["test"])
     assert leaked == prepared.report["splits"]["test"]["duplicates_of_train"] > 20
     assert f"{folder}/test.jsonl: 298 rows, 149 ham, 149 spam; {leaked} are in train too\n" in printed
+
+
+def test_nothing_is_overwritten(tmp_path, monkeypatch, capsys):
+    """Neither the input nor a finished result, also where the output is given with a ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = tmp_path / "a.tsv"
+    file.write_text("".join(f"{row['label']}\t{row['text']}\n" for row in make_rows(ham=5, spam=5)))
+    assert run_example(monkeypatch, capsys, "--input=~/a.tsv", "--output=~/out")[0] == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tsv", "out"]
+    source = load_prepared(tmp_path / "out").report["source"]
+    assert (source["kind"], [described["name"] for described in source["files"]]) == ("files", ["a.tsv"])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for output in (file, tmp_path / "out"):
+        code, _, errors = run_example(monkeypatch, capsys, "--input", file, "--output", output)
+        assert code == 1 and "exists already; delete it or choose another folder." in errors
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_options_from_a_file(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.tsv").write_text("".join(f"{row['label']}\t{row['text']}\n" for row in make_rows(ham=5, spam=5)))
+    (tmp_path / "options.yaml").write_text(f"input: {tmp_path}/a.tsv\noutput: {tmp_path}/out\nseed: 3\n")
+    code, printed, errors = run_example(monkeypatch, capsys, tmp_path / "options.yaml", "--seed", "4")
+    assert code == 0, errors
+    assert "10 rows, 5 ham, 5 spam\n" in printed and "Positive class: spam\n" in printed
+    assert load_prepared(tmp_path / "out").report["seed"] == 4
 
 
 def test_example_ends_with_one_line_on_mistakes(tmp_path, monkeypatch, capsys):

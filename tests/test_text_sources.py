@@ -11,7 +11,15 @@ import pytest
 
 from scratch_gpt2.data import text_sources
 from scratch_gpt2.data.encoding import batch_encoder
-from scratch_gpt2.data.text_sources import find_files, read_files, read_hub, split_documents, split_text, take_part
+from scratch_gpt2.data.text_sources import (
+    find_files,
+    parse_separator,
+    read_files,
+    read_hub,
+    split_documents,
+    split_text,
+    take_part,
+)
 
 AWKWARD = ["a", "The", "don't", "'s", "42", "!", "--", "é", "日本", "🙂", " ", "  ", "\t", "\n", "\n\n", "\r\n", "\r"]
 AWKWARD += ["\u00a0", "\u2028", "\x1f", "<|endoftext|>", "e\u0301"]
@@ -107,6 +115,58 @@ def test_literal_pieces(monkeypatch):
     assert small_pieces(monkeypatch, "\none\n", 100, "|") == [("\none\n", True)]
 
 
+@pytest.mark.parametrize("line_break", ["\n", "\r\n"])
+def test_the_default_separator(tmp_path, line_break):
+    text = "one\n<|endoftext|>\ntwo\n\nparts\n<|endoftext|><|endoftext|>\nthree\n".replace("\n", line_break)
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
+    documents = ["one", f"two{line_break}{line_break}parts", "", "three"]
+    for name in ("a.txt", "a.jsonl"):
+        assert list(read_files([str(tmp_path / name)])) == [(document, True) for document in documents]
+    assert split_documents(text) == documents
+    assert split_documents(text, None) == [text]
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r\n"])
+def test_a_separator_as_it_is_typed_in_a_shell(tmp_path, caplog, line_break):
+    typed = r"\n\n"
+    assert parse_separator(typed) == "\n\n"
+    assert parse_separator(r"\t|\\n\r\x") == "\t|\\n\r\\x"
+    assert parse_separator("") is None and parse_separator("<|endoftext|>") == "<|endoftext|>"
+    (tmp_path / "a.txt").write_bytes("one\nline\n\ntwo\n\n\nthree\n".replace("\n", line_break).encode())
+    documents = [f"one{line_break}line", "two", "three"]
+    assert list(read_files([str(tmp_path / "a.txt")], separator=parse_separator(typed))) == [
+        (d, True) for d in documents
+    ]
+    assert caplog.messages == []
+
+
+def test_a_separator_that_does_not_occur_is_said(tmp_path, caplog):
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    assert list(read_files([str(tmp_path / "a.txt")], separator="---")) == [("one\ntwo\n", True)]
+    assert caplog.messages == [
+        f"{tmp_path}/a.txt: the document separator '---' does not occur; the text is one document."
+    ]
+    caplog.clear()
+    assert list(read_files([str(tmp_path / "a.txt")])) == [("one\ntwo\n", True)]
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(("separator", "reason"), [(None, "no document separator is set"), ("#", "the document sep")])
+def test_markers_that_are_read_as_text_are_said(tmp_path, caplog, separator, reason):
+    (tmp_path / "a.txt").write_text("one<|endoftext|>two#\n")
+    (tmp_path / "a.jsonl").write_text('{"text": "one<|endoftext|>two#"}')
+    expected = {".txt": "one<|endoftext|>two#\n" if separator is None else "one<|endoftext|>two"}
+    for kind in (".txt", ".jsonl"):
+        caplog.clear()
+        text = expected.get(kind, "one<|endoftext|>two#")  # a row is a document already
+        first, *_ = read_files([f"{tmp_path}/a{kind}"], separator=separator)
+        assert first == (text, True)
+        assert len(caplog.messages) == 1
+        message = f"{tmp_path}/a{kind} contains <|endoftext|>, which is read as ordinary text because {reason}"
+        assert caplog.messages[0].startswith(message)
+
+
 def test_a_text_without_a_place_to_cut_is_cut_anyway(monkeypatch):
     monkeypatch.setattr(text_sources, "MAX_PIECE_CHARACTERS", 50)
     pieces = small_pieces(monkeypatch, "x" * 1000, 10)
@@ -142,6 +202,19 @@ def test_globs_reach_into_folders_and_a_name_may_look_like_one(tmp_path):
         f"{tmp_path}/notes[1].txt",
     ]
     assert find_files([f"{tmp_path}/notes[1].txt", "-"]) == [f"{tmp_path}/notes[1].txt", "-"]
+
+
+def test_rows_on_standard_input(monkeypatch):
+    """With a column, standard input holds JSON lines; without one it is text."""
+    for column, expected in (("body", ["one\u2028", "two"]), (None, ['{"body": "one\u2028"}\n{"body": "two"}\n'])):
+        lines = '\ufeff{"body": "one\u2028"}\n{"body": "two"}\n'
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines.encode()), encoding="latin-1"))
+        assert list(read_files(["-"], text_column=column)) == [(text, True) for text in expected]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b'{"text": "one"}\n')))
+    with pytest.raises(
+        ValueError, match=r"^standard input, line 1 has no text in column 'body'; its columns are text"
+    ):
+        list(read_files(["-"], text_column="body"))
 
 
 def test_standard_input(monkeypatch):

@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 from scratch_gpt2 import ScratchGPT2Config
 from scratch_gpt2.data import encoding, token_shards
+from scratch_gpt2.data.text_to_shards import TextSource, text_to_shards
 from scratch_gpt2.data.token_shards import TokenShards, merge_parts, verify, write_token_shards
 from scratch_gpt2.tokenization import load_tokenizer, train_tokenizer
 
@@ -119,6 +120,32 @@ def test_end_of_text_in_a_text_is_ordinary_characters(tmp_path, gpt2_tokenizer, 
     tokens = list(itertools.chain(*stored(tmp_path / "bytes")))
     assert tokens == [ord(character) - 33 for character in "<|endoftext|>"] + [EOS]
     assert byte_tokenizer("<|endoftext|>")["input_ids"] == [EOS]  # the tokenizer itself was not changed
+
+
+def test_separators_become_the_eos_id(tmp_path, gpt2_tokenizer):
+    """By the function that prepare_text.py and pretrain.py call, from a text file and from a table."""
+    gpt2_tokenizer.save_pretrained(tmp_path / "gpt2")
+    text = "a\n<|endoftext|>\nb<|endoftext|>"
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}))
+    marker = [27, 91, 437, 1659, 5239, 91, 29]  # <|endoftext|> as ordinary text
+    ids = {
+        "<|endoftext|>": [64, 50256, 65, 50256],
+        None: [64, 198, *marker, 198, 65, *marker, 50256],  # 198 is a line feed
+        "b": [64, 198, *marker, 50256, *marker, 50256],
+    }
+    for number, (separator, expected) in enumerate(ids.items()):
+        for kind in (".txt", ".jsonl"):
+            folder = tmp_path / f"{number}{kind}"
+            source = TextSource(files=(f"{tmp_path}/a{kind}",), separator=separator)
+            tokenizer, index = text_to_shards(source, folder, tokenizer=str(tmp_path / "gpt2"))
+            tokens = [token for shard in index["shards"] for token in np.load(folder / shard["file"]).tolist()]
+            if separator == "b" and kind == ".jsonl":  # a row is a document already
+                expected = ids[None]
+            assert tokens == expected
+            assert tokenizer.eos_token_id == 50256
+        if separator == "<|endoftext|>":
+            assert sum(shard["bytes"] for shard in index["shards"]) == 2
 
 
 def test_documents_keep_their_order_on_many_threads(tmp_path, monkeypatch, byte_tokenizer):
@@ -454,7 +481,7 @@ def test_damaged_shards_are_named(tmp_path, byte_tokenizer):
         verify(tmp_path)
     for foreign in ("[1]", '{"weight_map": {}}'):
         (tmp_path / "index.json").write_text(foreign)
-        with pytest.raises(ValueError, match=r"index\.json is not an index of token shards; choose another folder\.$"):
+        with pytest.raises(ValueError, match=r"index\.json is not an index of token shards; choose another folder"):
             verify(tmp_path)
     (tmp_path / "index.json").write_text('{"form')
     with pytest.raises(ValueError, match=r"index\.json is damaged; delete the folder and make the shards again\.$"):
@@ -482,10 +509,22 @@ def test_parts_that_cannot_be_merged(tmp_path, byte_tokenizer, tiny_tokenizer):
         merge_parts(tmp_path)
     token_shards.write_index(tmp_path / "part_00001", index)
     merge_parts(tmp_path)
+    merge_parts(tmp_path)  # again
     train = TokenShards(tmp_path, 6)
     assert [block["input_ids"].tolist() for block in train] == [[68, 69, 70, 71, EOS, 72], [72, 73, 74, 75, 76, EOS]]
     assert TokenShards(tmp_path, 4, "validation")[0]["input_ids"].tolist() == [64, 65, 66, 67]
     assert verify(tmp_path) == 5
+
+
+def test_merging_does_not_replace_shards(tmp_path, byte_tokenizer):
+    write(tmp_path, byte_tokenizer, ["abcdefgh"], 4)
+    write(tmp_path / "part_00000", byte_tokenizer, ["abcdefgh"], 4, part=(0, 1))
+    before = contents(tmp_path)
+    with pytest.raises(
+        ValueError, match=r" has shards of its own, which merging would replace; choose another folder"
+    ):
+        merge_parts(tmp_path)
+    assert contents(tmp_path) == before
 
 
 # The script
@@ -565,6 +604,87 @@ def test_other_text_is_not_mixed_in(tmp_path, documents):
     ):
         prepare(*documents[:2], "--output", folder, "--shard_tokens", "50", "--tokenizer", other_tokenizer(tmp_path))
     assert contents(folder) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda folder: (folder / "b.txt").write_text("more text"), "the files a.txt, not a.txt, b.txt"),
+        (lambda folder: (folder / "a.txt").write_text("the cat and the rat\n" * 50), "a.txt changed since then"),
+        (lambda folder: (folder / "a.txt").open("a").write("more"), "a.txt changed since then"),
+    ],
+    ids=["joined", "corrected", "grown"],
+)
+def test_shards_of_text_that_has_changed_are_refused(tmp_path, byte_tokenizer, change, reason):
+    byte_tokenizer.save_pretrained(tmp_path / "bytes")
+    texts, shards = tmp_path / "texts", tmp_path / "shards"
+    texts.mkdir()
+    (texts / "a.txt").write_text("the cat and the hat\n" * 50)
+    arguments = ["--input", texts / "*.txt", "--output", shards, "--tokenizer", tmp_path / "bytes"]
+    prepare(*arguments)
+    before = contents(shards)
+    os.utime(texts / "a.txt", (0, 0))
+    prepare(*arguments)  # the same text
+    texts.rename(tmp_path / "moved")
+    (tmp_path / "moved").rename(texts)
+    (texts / "a.txt").rename(texts / "b.txt")
+    prepare(*arguments)  # under another name
+    (texts / "b.txt").rename(texts / "a.txt")
+    change(texts)
+    with pytest.raises(ValueError) as error:
+        prepare(*arguments)
+    assert str(error.value) == (
+        f"{shards} was made from other text: {reason}; choose another output folder or delete it."
+    )
+    assert contents(shards) == before
+
+
+def test_another_vocabulary_is_refused_and_the_same_one_continues(tmp_path):
+    (tmp_path / "a.txt").write_text("the cat and the rat and the hat\n" * 50)
+    arguments = ["--input", tmp_path / "a.txt", "--output", tmp_path / "shards", "--train_tokenizer"]
+    prepare(*arguments, "270")
+    before = contents(tmp_path / "shards")
+    prepare(*arguments, "270")
+    with pytest.raises(ValueError, match=r"made from other text: vocab_size 270, not 280; choose another output fold"):
+        prepare(*arguments, "280")
+    assert contents(tmp_path / "shards") == before
+
+
+def test_shards_of_an_earlier_version_are_read_but_not_continued(tmp_path, byte_tokenizer):
+    folder = write_by_hand(tmp_path / "old", [1, 2, 3], range(10, 21))
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps(index | {"source": "a.txt (9 bytes); column text, separator None"}))
+    assert TokenShards(folder, 11)[0]["input_ids"].tolist() == list(range(10, 21))
+    with pytest.raises(ValueError) as error:
+        write(folder, byte_tokenizer, ["abc"], 4)
+    assert str(error.value) == (
+        f"{folder} was made by an earlier version, which did not note what the text contained; train on it as it is "
+        "with --data, or delete it to make the shards again."
+    )
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path, documents):
+    """Also where an input would be replaced."""
+    folder = tmp_path / "books"
+    folder.mkdir()
+    (folder / "index.json").write_text('[{"text": "one"}, {"text": "two"}]')
+    for arguments in (documents, [*documents, "--input", folder / "index.json"]):
+        with pytest.raises(ValueError, match=r"index\.json is not an index of token shards; choose another folder"):
+            prepare(*arguments, "--output", folder)
+    assert contents(folder) == {"index.json": b'[{"text": "one"}, {"text": "two"}]'}
+    text = (tmp_path / "text.jsonl").read_bytes()
+    with pytest.raises(OSError, match=r"text\.jsonl"):
+        prepare(*documents, "--output", tmp_path / "text.jsonl")
+    assert (tmp_path / "text.jsonl").read_bytes() == text
+
+
+def test_options_from_a_file_and_a_home_folder(tmp_path, documents, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "options.json").write_text(json.dumps({"input": ["~/text.jsonl"], "shard_tokens": 60}))
+    prepare(tmp_path / "options.json", *documents[2:], "--output=~/shards")
+    assert json.loads((tmp_path / "shards" / "index.json").read_text())["shard_tokens"] == 50  # the command line's
+    assert not (tmp_path / "~").exists()
 
 
 def other_tokenizer(folder):
