@@ -8,7 +8,6 @@
 `ckpt.pt`, or a Hub id. The device is the one that accelerate chooses.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from transformers import HfArgumentParser, TextStreamer, set_seed
 
 from scratch_gpt2 import ScratchGPT2ForCausalLM
 from scratch_gpt2.cli import offline_unless_hub_answers, run_main
+from scratch_gpt2.data.text_files import read_stdin
 from scratch_gpt2.tokenization import check_text, load_tokenizer
 
 
@@ -42,7 +42,7 @@ class Arguments:
 
 def main():
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
-    prompt = sys.stdin.read().removesuffix("\n") if arguments.prompt == "-" else arguments.prompt
+    prompt = read_stdin().removesuffix("\n") if arguments.prompt == "-" else arguments.prompt
     check_text(prompt)
     model, tokenizer = load(arguments.model, arguments.tokenizer or arguments.model)
 

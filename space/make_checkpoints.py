@@ -167,7 +167,7 @@ def base_samples(model, tokenizer) -> list[tuple[str, str]]:
 
 def spam_results(model, tokenizer, test: Path) -> tuple[dict, list[tuple[str, str]]]:
     """Metrics on the test messages, and samples."""
-    rows = [json.loads(line) for line in test.read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in test.read_text(encoding="utf-8").split("\n") if line]
     names = list(model.config.label2id)
     scores = [[found[name] for name in names] for found in classify_text(model, tokenizer, [r["text"] for r in rows])]
     predictions = torch.tensor(scores).argmax(-1)

@@ -39,6 +39,25 @@ def parse(*arguments, groups=(Options, PretrainingArguments), defaults=recipe_de
     return parse_arguments(*groups, description=DESCRIPTION, defaults=defaults, arguments=list(arguments))
 
 
+class TestHome:
+    def test_a_tilde_in_a_path_is_the_home_folder(self, monkeypatch, tmp_path):
+        """`--output=~/x` reaches the script as it is typed; texts keep their tilde."""
+        monkeypatch.setenv("HOME", "/home/me")
+
+        @dataclass
+        class Paths:
+            data: str | None = None
+            texts: list[str] = field(default_factory=list)
+            prompt: str = ""
+
+        (paths,) = parse("--data=~/a", "--texts", "~/b", "c~", "--prompt=~/d", groups=(Paths,), defaults=None)
+        assert (paths.data, paths.texts, paths.prompt) == ("/home/me/a", ["/home/me/b", "c~"], "~/d")
+        (tmp_path / "options.yaml").write_text("data: ~/e")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (paths,) = parse("--config=~/options.yaml", groups=(Paths,), defaults=None)
+        assert paths.data == f"{tmp_path}/e"
+
+
 class TestParsing:
     @pytest.mark.parametrize(
         ("arguments", "lora"),

@@ -4,13 +4,16 @@ import ctypes
 import importlib.util
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -437,6 +440,23 @@ def test_shards_of_another_text(straight_run, book, tmp_path, monkeypatch):
         ValueError, match=r"shards was made from other text: vocab_size 300, not 400; choose another output folder"
     ):
         run_script(monkeypatch, NEW | SMALL | options)
+
+
+def test_a_separator_in_a_text_file_is_the_eos_id(tmp_path, gpt2_tokenizer):
+    gpt2_tokenizer.save_pretrained(tmp_path / "gpt2")
+    (tmp_path / "a.txt").write_text("a\n<|endoftext|>\nb|c")
+    script = runpy.run_path(str(SCRIPT))
+    ids = {"<|endoftext|>": [64, 50256, 65, 91, 66, 50256]}
+    ids["|"] = [64, 198, 27, 50256, 437, 1659, 5239, 50256, 29, 198, 65, 50256, 66, 50256]
+    for number, (separator, expected) in enumerate(ids.items()):
+        output_dir = tmp_path / str(number)
+        data_args = script["DataArguments"](
+            data=str(tmp_path / "a.txt"), tokenizer=str(tmp_path / "gpt2"), document_separator=separator
+        )
+        options = {"model_args": script["ModelArguments"](), "run_args": script["RunArguments"]()}
+        folder, _ = script["open_data"](data_args, args=SimpleNamespace(output_dir=output_dir), **options)
+        files = sorted(Path(folder).glob("*.npy"))
+        assert [token for file in files for token in np.load(file).tolist()] == expected
 
 
 def test_a_model_continues_on_shards(straight_run, tmp_path, monkeypatch):

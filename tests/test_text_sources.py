@@ -11,6 +11,7 @@ import pytest
 
 from scratch_gpt2.data import text_sources
 from scratch_gpt2.data.encoding import batch_encoder
+from scratch_gpt2.data.text_files import read_stdin
 from scratch_gpt2.data.text_sources import (
     find_files,
     parse_separator,
@@ -215,6 +216,11 @@ def test_rows_on_standard_input(monkeypatch):
         ValueError, match=r"^standard input, line 1 has no text in column 'body'; its columns are text"
     ):
         list(read_files(["-"], text_column="body"))
+
+
+def test_a_prompt_on_standard_input_has_no_byte_order_mark(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\ufeffgrößer\r\n".encode()), encoding="latin-1"))
+    assert read_stdin() == "größer\n"
 
 
 def test_standard_input(monkeypatch):

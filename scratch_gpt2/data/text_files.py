@@ -51,12 +51,19 @@ def open_text(file: str, newline: str | None = "") -> Iterator[TextIO]:
     """
     with readable(file):
         if file == STDIN:
-            sys.stdin.reconfigure(encoding="utf-8-sig", newline=newline)  # type: ignore[union-attr]
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(encoding="utf-8-sig", newline=newline)
             yield sys.stdin
         else:
             with open_binary(file) as opened:
                 check_not_utf16(opened, file)
                 yield io.TextIOWrapper(opened, encoding="utf-8-sig", newline=newline)
+
+
+def read_stdin() -> str:
+    """All of standard input, line breaks as line feeds."""
+    with open_text(STDIN, newline=None) as opened:
+        return opened.read()
 
 
 @contextmanager
