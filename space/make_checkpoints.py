@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 from models import Checkpoints
 from safetensors.torch import load_file, save_file
 from transformers import set_seed
@@ -23,7 +23,7 @@ from scratch_gpt2.cli import run_main
 from scratch_gpt2.data.instructions import read_instructions
 from scratch_gpt2.evaluation.metrics import classification_metrics
 from scratch_gpt2.evaluation.responses import reference_loss, reference_metrics
-from scratch_gpt2.hub.card import introduction, limits, training_section
+from scratch_gpt2.hub.card import render_card
 from scratch_gpt2.prediction import batches_by_length, classify_text, encode_prompts, respond
 
 SPACE = Path(__file__).resolve().parent
@@ -205,23 +205,18 @@ def record(target: Path, **results: object) -> None:
 
 
 def write_card(folder: Path, *commands: str) -> None:
-    name = folder.name
     is_adapter = (folder / "adapter_config.json").is_file()
     config = json.loads((folder / ("adapter_config.json" if is_adapter else "config.json")).read_text())
     run = json.loads((folder / "run.json").read_text())
     about = ModelCardData(license="mit", library_name="peft" if is_adapter else "transformers", tags=["scratch_gpt2"])
     steps = "\n".join(f"python examples/{command}" for command in commands)
-    parts = [
-        f"# {name}",
-        introduction(config, {"name": "checkpoints/base"} if is_adapter else None, is_adapter)
-        + " The weights are stored in bfloat16, and are under this project's licence, MIT.",
-        f"## Data\n\n{DATA[name]}",
-        f"## Commands\n\nFrom `space/make_checkpoints.py`, without the files; seed 42:\n\n```bash\n{steps}\n```",
-        *training_section(run),
-        "\n".join(f"![{file.stem}]({file.name})" for file in sorted(folder.glob("*.png"))),
-        limits(config, run),
-    ]
-    card = ModelCard(f"---\n{about.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+    notes = (
+        " The weights are stored in bfloat16, and are under this project's licence, MIT.\n\n"
+        f"## Data\n\n{DATA[folder.name]}\n\n"
+        f"## Commands\n\nFrom `space/make_checkpoints.py`, without the files; seed 42:\n\n```bash\n{steps}\n```"
+    )
+    plots = sorted(file.stem for file in folder.glob("*.png"))
+    card = render_card(about, name=folder.name, config=config, run=run, plots=plots, notes=notes)
     card.save(folder / "README.md")
 
 

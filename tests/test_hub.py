@@ -123,7 +123,7 @@ def test_the_card_tells_what_was_run(tiny_tokenizer, tmp_path):
         ' "learning_rate": 0.5,',
         "| loss | 2.5000 |",
         "    sat on\n    ```the mat",
-        "![curves.png](curves.png)",
+        "![curves](curves.png)",
         "measured by the numbers above",
     ]
     assert [part for part in expected if part not in card.text] == []

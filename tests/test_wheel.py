@@ -39,7 +39,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(built):
     wheel, _ = built
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "scratch_gpt2").rglob("*.py")}
     outside = {name for name in wheel if ".dist-info/" not in name}
-    assert outside == package | {"scratch_gpt2/py.typed"}
+    assert outside == package | {"scratch_gpt2/py.typed", "scratch_gpt2/hub/card_template.md"}
 
 
 def test_the_sdist_can_be_built_again(built):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
@@ -17,6 +18,7 @@ TASKS = {
     "CAUSAL_LM": ("text-generation", "AutoModelForCausalLM"),
     "SEQ_CLS": ("text-classification", "AutoModelForSequenceClassification"),
 }
+TEMPLATE = Path(__file__).with_name("card_template.md")
 ELSEWHERE = ("feature-extraction", "AutoModel")
 
 
@@ -47,16 +49,60 @@ def model_card(
         model_name=repo_id.split("/")[-1],
         eval_results=evaluation_results(run, task) if run and run["metrics"] else None,
     )
-    parts = [
-        f"# {repo_id.split('/')[-1]}",
-        introduction(config, origin, is_adapter),
-        usage(repo_id, config, auto_class),
-    ]
-    parts += training_section(run) if run else ["## Training\n\nHow it was trained was not recorded."]
-    plots = sorted(path.name for path in folder.glob("*.png"))
-    parts += ["\n".join(f"![{name}]({name})" for name in plots)] if plots else []
-    parts += [limits(config, run)]
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+    plots = sorted(path.stem for path in folder.glob("*.png"))
+    return render_card(
+        data,
+        name=repo_id.split("/")[-1],
+        config=config,
+        run=run,
+        base=origin,
+        plots=plots,
+        repo_id=repo_id,
+        auto_class=auto_class,
+    )
+
+
+def render_card(
+    data: ModelCardData,
+    *,
+    name: str,
+    config: dict,
+    run: dict | None,
+    base: dict | None = None,
+    plots: Iterable[str] = (),
+    notes: str = "",
+    repo_id: str | None = None,
+    auto_class: str = "AutoModel",
+) -> ModelCard:
+    """The card that `card_template.md` describes.
+
+    Args:
+        name: the heading.
+        config: config.json of a model, or adapter_config.json.
+        run: what `record_run` has written; None where that is not known.
+        base: name of the checkpoint that training started from.
+        plots: names of the PNG files to show, without their suffix.
+        notes: Markdown to insert after the introduction.
+        repo_id, auto_class: what to load, and with which class; without `repo_id` the card has no section on that.
+    """
+    has_labels = "Classification" in (config.get("architectures") or [""])[0]
+    return ModelCard.from_template(
+        data,
+        template_path=str(TEMPLATE),
+        name=name,
+        repo_id=repo_id,
+        auto_class=auto_class,
+        model_class=own_class(auto_class),
+        config=config,
+        adapter=config if "peft_type" in config else None,
+        labels=list(config["id2label"].values()) if has_labels else None,
+        base=base,
+        notes=notes,
+        run=run,
+        arguments=json.dumps(run["arguments"], indent=1, ensure_ascii=False) if run else None,
+        samples=[[indented(text) for text in sample] for sample in run["samples"]] if run else None,
+        plots=plots,
+    )
 
 
 def read_kind(folder: Path) -> tuple[dict, str, str]:
@@ -90,81 +136,9 @@ def evaluation_results(run: dict, task: str) -> list[EvalResult]:
     return [EvalResult(**about, metric_type=metric, metric_value=value) for metric, value in run["metrics"].items()]
 
 
-def introduction(config: dict, base: dict | None, is_adapter: bool) -> str:
-    if is_adapter:
-        name = config["base_model_name_or_path"]
-        targets = ", ".join(sorted(config.get("target_modules") or []))
-        kind = f"A {config['peft_type']} adapter of rank {config.get('r')} ({targets}) for `{name}`"
-    else:
-        kind = (
-            f"A GPT-2 with {config['n_layer']} layers of width {config['n_embd']}, {config['n_head']} heads, "
-            f"{config['vocab_size']:,} kinds of tokens and a context of {config['n_positions']:,}"
-        )
-        if "Classification" in (config.get("architectures") or [""])[0]:
-            kind += f", with a head for the labels {', '.join(config['id2label'].values())}"
-        kind += f", trained from `{base['name']}`" if base else ""
-    return f"{kind}, made with scratch_gpt2."
-
-
-def usage(repo_id: str, config: dict, auto_class: str) -> str:
-    if "peft_type" in config:
-        base, model_class = config["base_model_name_or_path"], own_class(auto_class)
-        return (
-            "## Use\n\nWith the package `scratch_gpt2`:\n\n```python\nfrom peft import PeftModel\n"
-            f"from scratch_gpt2 import {model_class}\nfrom transformers import AutoTokenizer\n\n"
-            f'base = {model_class}.from_pretrained("{base}")\n'
-            f'model = PeftModel.from_pretrained(base, "{repo_id}")\n'
-            f'tokenizer = AutoTokenizer.from_pretrained("{repo_id}")\n```\n\n'
-            "Without it, if the base is a model of scratch_gpt2 too, whose code is then downloaded and run (the "
-            "layers of transformers' own GPT-2 have other names):\n\n```python\nfrom peft import PeftModel\n"
-            f"from transformers import {auto_class}, AutoTokenizer\n\n"
-            f'base = {auto_class}.from_pretrained("{base}", trust_remote_code=True)\n'
-            f'model = PeftModel.from_pretrained(base, "{repo_id}")\n'
-            f'tokenizer = AutoTokenizer.from_pretrained("{repo_id}")\n```'
-        )
-    task = next((task for task, name in TASKS.values() if name == auto_class), ELSEWHERE[0])
-    return (
-        "## Use\n\nWith the package `scratch_gpt2`:\n\n```python\n"
-        "import scratch_gpt2\nfrom transformers import pipeline\n\n"
-        f'pipe = pipeline("{task}", "{repo_id}")\n```\n\n'
-        "Without it; the code in this repository is then downloaded and run:\n\n```python\n"
-        f"from transformers import {auto_class}, AutoTokenizer\n\n"
-        f'model = {auto_class}.from_pretrained("{repo_id}", trust_remote_code=True)\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{repo_id}")\n```'
-    )
-
-
-def training_section(run: dict) -> list[str]:
-    data = ", ".join(f"`{entry['name']}`" for entry in run["data"]) or "not recorded"
-    base = f"`{run['base']['name']}`" if run["base"] else "nothing: fresh weights"
-    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
-    lines = [f"- Started from: {base}", f"- Data: {data}", f"- Hardware: {run['hardware']}", f"- Versions: {versions}"]
-    arguments = json.dumps(run["arguments"], indent=1, ensure_ascii=False)
-    parts = ["## Training\n\n" + "\n".join(lines)]
-    parts.append(f"Arguments that differ from their defaults:\n\n```json\n{arguments}\n```")
-    if run["metrics"]:
-        rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in run["metrics"].items())
-        unit = f", the loss in nats per {run['loss_per']}" if run.get("loss_per") else ""
-        parts.append(f"## Results\n\nOn the {run['split']} data{unit}:\n\n| metric | value |\n| --- | ---: |\n{rows}")
-    if run["samples"]:
-        shown = "\n\n".join(f"{indented(prompt)}\n\ngave\n\n{indented(text)}" for prompt, text in run["samples"])
-        parts.append(f"## Samples\n\nNot chosen and not edited.\n\n{shown}")
-    return parts
-
-
 def indented(text: str) -> str:
     """A code block that no content can end."""
     return "\n".join(f"    {line}" for line in (text or "(nothing)").splitlines() or ["(nothing)"])
-
-
-def limits(config: dict, run: dict | None) -> str:
-    known = "the numbers above" if run and run["metrics"] else "nothing that is recorded here"
-    length = f"It reads at most {config['n_positions']:,} tokens. " if "n_positions" in config else ""
-    return (
-        f"## Limits\n\n{length}What it knows comes from its training data, with their errors and prejudices; it "
-        f"states falsehoods as fluently as facts. It was measured by {known}: not for safety, not for "
-        "bias, and not on other data."
-    )
 
 
 def own_class(auto_class: str) -> str:
