@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ from scratch_gpt2.data.rows import describe_hub
 from scratch_gpt2.data.text_classification import prepare, save_prepared
 from scratch_gpt2.hub.card import model_card
 from scratch_gpt2.hub.push import files_to_push, push
-from scratch_gpt2.hub.run_record import record_run
+from scratch_gpt2.hub.run_record import public_options, record_run, without_folder
 from scratch_gpt2.training.pretraining import PretrainingTrainer
 from scratch_gpt2.training.start import check_push
 
@@ -39,8 +39,8 @@ CODE = [
 
 @dataclass
 class RunArguments:
-    learning_rate: float = 1e-3
-    data: str = ""
+    learning_rate: float = field(default=1e-3, metadata={"public": True})
+    data: str = field(default="", metadata={"public": True})
     hub_token: str | None = None
     output_dir: str = ""
 
@@ -130,6 +130,31 @@ def test_the_card_tells_what_was_run(tiny_tokenizer, tmp_path):
     assert [word for word in ("/home", TOKEN, "hub_token", "output_dir") if word in str(card)] == []
 
 
+def test_only_public_options_are_recorded(tmp_path):
+    class Recipe(TrainingArguments):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **{"weight_decay": 0.1} | kwargs)
+
+    private = {"hub_token": TOKEN, "run_name": "alice-1", "logging_steps": 7, "dataloader_num_workers": 2}
+    private |= {"resume_from_checkpoint": "/home/alice/run", "label_names": ["secret"], "seed": 42}  # its default
+    recipe = Recipe(str(tmp_path), learning_rate=0.5, lr_scheduler_type="cosine", use_cpu=True, **private)
+    script = RunArguments(data=str(tmp_path), hub_token=TOKEN, output_dir="/home/alice")
+    assert public_options([script, recipe]) == {
+        "data": tmp_path.name,
+        "learning_rate": 0.5,
+        "lr_scheduler_type": "cosine",
+        "weight_decay": 0.1,
+        "use_cpu": True,
+    }
+
+
+def test_of_a_path_only_the_last_part_is_recorded(tmp_path):
+    (tmp_path / "here").mkdir()
+    given = [str(tmp_path / "here"), "/no/such/file.txt", "~/book.txt", "alice/animals", "sat and/or stood", 0.5, {}]
+    expected = ["here", "file.txt", "book.txt", "alice/animals", "sat and/or stood", 0.5, {}]
+    assert without_folder(given) == expected
+
+
 def test_a_folder_without_a_record_claims_nothing(tiny_tokenizer, tmp_path):
     folder = save(tmp_path, tiny_tokenizer)
     (folder / "run.json").unlink()
@@ -151,6 +176,28 @@ def test_only_the_model_is_pushed_and_its_code_is_its_own(tiny_tokenizer, tmp_pa
     pushed = json.loads(files["config.json"])
     assert pushed["use_cache"] is True
     assert pushed["auto_map"]["AutoConfig"] == "configuration_scratch_gpt2.ScratchGPT2Config"
+
+
+def test_a_checkpoint_of_an_earlier_layout_keeps_its_code(tiny_tokenizer, tmp_path):
+    folder = save(tmp_path, tiny_tokenizer)
+    for name in CODE:
+        (folder / name).unlink()
+    (folder / "configuration_scratch_gpt2.py").write_text("import torch\n")
+    (folder / "modeling_scratch_gpt2.py").write_text("from .configuration_scratch_gpt2 import x\n")
+    config = json.loads((folder / "config.json").read_text())
+    own = {"AutoConfig": "configuration_scratch_gpt2.X", "AutoModel": "modeling_scratch_gpt2.Y"}
+    (folder / "config.json").write_text(json.dumps(config | {"auto_map": own}))
+    files = files_to_push(folder)
+    assert [name for name in files if name.endswith(".py")] == [
+        "configuration_scratch_gpt2.py",
+        "modeling_scratch_gpt2.py",
+    ]
+    assert json.loads(files["config.json"])["auto_map"] == own
+    (folder / "configuration_scratch_gpt2.py").unlink()
+    files = files_to_push(folder)
+    assert sorted(name for name in files if name.endswith(".py")) == CODE
+    heads = json.loads(files["config.json"])["auto_map"]
+    assert heads["AutoModelForTokenClassification"] == "heads_scratch_gpt2.ScratchGPT2ForTokenClassification"
 
 
 def test_what_cannot_be_pushed(tiny_tokenizer, tmp_path):
@@ -212,18 +259,7 @@ def test_strangers_cannot_push_and_are_told_in_one_sentence(client, tiny_tokeniz
     assert client.repositories == {}
 
 
-NOT_INSTALLED = """
-import sys
-
-
-class NotInstalled:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "scratch_gpt2":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, NotInstalled())
-"""
+NOT_INSTALLED = "import sys\nsys.modules['scratch_gpt2'] = None\n"
 PULL = """
 import torch, transformers
 

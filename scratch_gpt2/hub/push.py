@@ -25,8 +25,9 @@ from huggingface_hub import (
 from huggingface_hub.errors import LocalTokenNotFoundError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
+from transformers.dynamic_module_utils import get_relative_import_files
 
-import scratch_gpt2 as package
+import scratch_gpt2
 
 from ..checkpoint_files import TRAVELLING_FILES
 from .card import adapter_base, model_card, own_class, read_kind
@@ -50,15 +51,6 @@ PUSHED = (
 REPLACED = (*WEIGHTS, "*.bin", "*.bin.index.json", "config.json", "generation_config.json", "adapter_config.json")
 
 
-# What a run was
-
-
-# The card
-
-
-# The push
-
-
 def push(
     folder_or_model,
     repo_id: str,
@@ -71,8 +63,8 @@ def push(
 ) -> CommitInfo:
     """Push a model or an adapter in one commit: all of it arrives or nothing.
 
-    `use_cache` is true in what is pushed, the code is the checkpoint's own copy, and weights of an earlier push that
-    are not replaced are deleted.
+    `use_cache` is true in what is pushed. The code is the checkpoint's own copy, or this package's where that is not
+    complete. Weights of an earlier push that are not replaced are deleted.
 
     Args:
         folder_or_model: folder of a training script, or a model, which is saved with its `tokenizer` first.
@@ -118,11 +110,24 @@ def files_to_push(folder: Path, base: str | None = None) -> dict[str, Path | byt
         files = {name: files[name] for name in files if not fnmatch.fnmatch(name, "model*") and name != "config.json"}
         config["base_model_name_or_path"] = adapter_base(config, base)
         return files | {"adapter_config.json": as_json(config)}
-    for name in TRAVELLING_FILES:
-        files.setdefault(name, Path(package.__file__).with_name(name))
     # A checkpoint that began as one of the Hub's refers to the code there, though its own is beside it.
     auto_map = {name: target.rpartition("--")[2] for name, target in (config.get("auto_map") or {}).items()}
+    if not has_own_code(folder, auto_map):
+        package = Path(scratch_gpt2.__file__).parent
+        files |= {name: package / name for name in TRAVELLING_FILES}
+        auto_map = scratch_gpt2.ScratchGPT2Config().auto_map
     return files | {"config.json": as_json(config | {"use_cache": True, "auto_map": auto_map})}
+
+
+def has_own_code(folder: Path, auto_map: dict[str, str]) -> bool:
+    """Whether `folder` holds the modules that `auto_map` names and all that they import from one another."""
+    modules = {target.partition(".")[0] for target in auto_map.values()}
+    try:
+        for module in modules:
+            get_relative_import_files(folder / f"{module}.py")
+    except FileNotFoundError:
+        return False
+    return bool(modules)
 
 
 def as_json(config: dict) -> bytes:
@@ -157,40 +162,6 @@ def explain_refusal(error: Exception) -> tuple[str, str]:
     return reason, "try again when the Hub can be reached, or log in with `hf auth login`"
 
 
-LOAD_BACK = """
-import sys
-
-
-class NotInstalled:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "scratch_gpt2":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, NotInstalled())
-import torch, transformers
-from safetensors.torch import save_file
-
-repo_id, revision, auto_class, text, file = sys.argv[1:]
-options = {"revision": revision, "code_revision": revision, "trust_remote_code": True}
-model = getattr(transformers, auto_class).from_pretrained(repo_id, **options)
-ids = transformers.AutoTokenizer.from_pretrained(repo_id, revision=revision)(text, return_tensors="pt").input_ids
-with torch.no_grad():
-    save_file({"ids": ids, "output": model.eval()(ids)[0].float().contiguous()}, file)
-"""
-# An adapter has no code of its own: what it adapts is a GPT-2 of any origin, in this package's class.
-LOAD_BACK_ADAPTER = """
-import sys
-import scratch_gpt2, torch, transformers
-from peft import PeftModel
-from safetensors.torch import save_file
-
-repo_id, revision, model_class, text, file, base = sys.argv[1:]
-model = PeftModel.from_pretrained(getattr(scratch_gpt2, model_class).from_pretrained(base), repo_id, revision=revision)
-ids = transformers.AutoTokenizer.from_pretrained(repo_id, revision=revision)(text, return_tensors="pt").input_ids
-with torch.no_grad():
-    save_file({"ids": ids, "output": model.eval()(ids)[0].float().contiguous()}, file)
-"""
 TEXT = "What arrives is sent."
 
 
@@ -205,17 +176,18 @@ def check_pushed(folder: str | os.PathLike, repo_id: str, revision: str, base: s
     model_class = own_class(auto_class)
     with tempfile.TemporaryDirectory() as temporary:
         file = Path(temporary, "output.safetensors")
-        code = (
-            [LOAD_BACK_ADAPTER, repo_id, revision, model_class] if base else [LOAD_BACK, repo_id, revision, auto_class]
-        )
-        command = [sys.executable, "-c", *code, TEXT, str(file), *([base] if base else [])]
+        script = Path(__file__).with_name("load_back.py")
+        options = [repo_id, revision, TEXT, str(file), *([model_class, base] if base else [auto_class])]
         environment = os.environ | {"HF_MODULES_CACHE": temporary}
-        result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        # -P keeps the script's folder out of sys.path
+        result = subprocess.run(
+            [sys.executable, "-P", str(script), *options], capture_output=True, text=True, env=environment, check=False
+        )
         if result.returncode != 0:
             reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise ValueError(f"{repo_id} was pushed but cannot be loaded from there ({reason}).")
         pulled = load_file(file)
-    model = getattr(package, model_class).from_pretrained(base or folder)
+    model = getattr(scratch_gpt2, model_class).from_pretrained(base or folder)
     if base:
         from peft import PeftModel
 

@@ -1,7 +1,6 @@
 """The record of a training run, run.json, from which the model card is written."""
 
 import dataclasses
-import json
 import math
 import os
 import platform
@@ -12,17 +11,22 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import PartialState
+from transformers import TrainingArguments
 
-import scratch_gpt2 as package
-
-from ..files import write_atomically
+from .. import __version__
+from ..files import write_json
 
 RUN_FILE = "run.json"
-# Fields of a run's arguments that say nothing about the model, or say something about the machine or its user.
-UNTOLD = (
-    r"_|dataloader_|ddp_|do_|explain|hub_|label_names|local_rank|log_|logging_|project|push_to|report_to|resume|"
-    r"restore_|run_name|save_|show|trackio|trunk_cache|use_cache|.*(dir|_config|deepspeed|tqdm|_token)$"
-)
+# What may be published of transformers' TrainingArguments: what decides the result of a run. The rest names folders,
+# accounts and tokens, or describes the machine.
+PUBLIC_TRAINING_ARGUMENTS = {
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps"),
+    *("optim", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm"),
+    *("label_smoothing_factor", "neftune_noise_alpha", "train_sampling_strategy", "seed", "data_seed"),
+    *("bf16", "fp16", "tf32", "torch_compile", "use_liger_kernel", "full_determinism", "use_cpu"),
+    *("eval_strategy", "eval_steps", "per_device_eval_batch_size", "load_best_model_at_end", "metric_for_best_model"),
+}
 
 
 def record_run(
@@ -39,47 +43,60 @@ def record_run(
     """Write run.json, from which `model_card` tells how the model in `output_dir` was made.
 
     Args:
-        arguments: the dataclasses that the script was called with; what differs from their defaults is kept, but for
-            tokens and folders.
+        arguments: the dataclasses that the script was called with, from which `public_options` are kept.
         base: folder or Hub id of the checkpoint that training began with; None for fresh weights.
         data: files, folders or Hub ids of the training data. Of what lies on this machine only the name is kept.
         metrics: by the Hub's names, such as `loss`, `perplexity`, `accuracy`, measured on `split` of the data.
         samples: pairs of a prompt and what the model made of it.
         loss_per: what `loss` is the mean over, such as `token of the answers`.
     """
-    changed = {}
-    for group in arguments:
-        # A recipe's own defaults are part of how the model was made.
-        is_training = isinstance(group, transformers.TrainingArguments)
-        for entry in dataclasses.fields(transformers.TrainingArguments if is_training else group):
-            value = getattr(group, entry.name)
-            value = getattr(value, "value", value)  # of an enum
-            plain = isinstance(value, (bool, int, float, str, list, dict))
-            if plain and (value or None) != (default_of(entry) or None) and not re.match(UNTOLD, entry.name):
-                changed[entry.name] = value
-    for name in ("model", "data", "tokenizer", "text", "hellaswag"):
-        if name in changed:
-            value = changed[name]
-            several = isinstance(value, list)
-            changed[name] = [public_name(one)["name"] for one in value] if several else public_name(value)["name"]
     run = {
         "base": None if base is None else public_name(base),
         "data": [public_name(name) for name in data],
         "split": split,
         "loss_per": loss_per,
-        "arguments": changed,
+        "arguments": public_options(arguments),
         "metrics": {name: float(value) for name, value in metrics.items() if math.isfinite(value)},
         "samples": [list(sample) for sample in samples],
         "hardware": describe_hardware(),
         "versions": {
-            "scratch_gpt2": package.__version__,
+            "scratch_gpt2": __version__,
             "transformers": transformers.__version__,
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
     }
-    content = json.dumps(run, indent=1, ensure_ascii=False, default=str).encode() + b"\n"
-    write_atomically(Path(output_dir, RUN_FILE), lambda file: file.write(content))
+    write_json(Path(output_dir, RUN_FILE), run)
+
+
+def public_options(groups: Iterable) -> dict:
+    """The options that differ from their defaults and may be published: fields marked with `"public": True` in their
+    metadata, and of TrainingArguments, whatever defaults a recipe has, `PUBLIC_TRAINING_ARGUMENTS`. Of a path only the
+    last part is kept."""
+    options = {}
+    for group in groups:
+        of_library = dataclasses.fields(TrainingArguments) if isinstance(group, TrainingArguments) else ()
+        library = {entry.name: entry for entry in of_library}
+        for entry in dataclasses.fields(group):
+            value = getattr(group, entry.name)
+            value = getattr(value, "value", value)  # of an enum
+            is_public = entry.name in PUBLIC_TRAINING_ARGUMENTS if entry.name in library else is_marked(entry, group)
+            if is_public and (value or None) != (default_of(library.get(entry.name, entry)) or None):
+                options[entry.name] = without_folder(value)
+    return options
+
+
+def is_marked(entry: dataclasses.Field, group) -> bool:
+    if any("public" in other.metadata for other in dataclasses.fields(group)):
+        return entry.metadata.get("public", False)
+    return not re.match("explain|resume|show|smoke|trunk_cache|.*(dir|_token)$", entry.name)
+
+
+def without_folder(value):
+    if isinstance(value, list):
+        return [without_folder(part) for part in value]
+    is_path = isinstance(value, str) and (os.path.exists(value) or os.path.isabs(os.path.expanduser(value)))
+    return Path(value).name if is_path else value
 
 
 def default_of(entry: dataclasses.Field):
