@@ -59,13 +59,13 @@ def client(hub, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # made when it was imported, which may have been before
-    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # made for the first test that needs it
+    monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # created at import time, perhaps earlier
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # cached since the first test that needed it
     return hub
 
 
 def save(folder: Path, tokenizer, head: str = "ScratchGPT2ForCausalLM") -> Path:
-    """What a training script leaves, and what must stay on this machine."""
+    """The output folder of a training script, with files that must stay on this machine."""
     model = fill(getattr(scratch_gpt2, head)(make_config(tokenizer)))
     model.config.use_cache = False
     model.save_pretrained(folder)
@@ -117,14 +117,14 @@ def test_the_card_tells_what_was_run(tiny_tokenizer, tmp_path):
         ],
     }
     expected = [
-        "A GPT-2 with 2 layers of width 16, 2 heads, 290 kinds of tokens and a context of 32, trained from "
-        "`openai-community/gpt2`, made with scratch_gpt2.",
+        "A GPT-2 with 2 layers of width 16, 2 heads, a vocabulary of 290 tokens and a context of 32 tokens, "
+        "fine-tuned from `openai-community/gpt2`, built with scratch_gpt2.",
         "- Data: `book.txt`, `roneneldan/TinyStories`",
         ' "learning_rate": 0.5,',
         "| loss | 2.5000 |",
         "    sat on\n    ```the mat",
         "![curves](curves.png)",
-        "measured by the numbers above",
+        "The results above are its only evaluation",
     ]
     assert [part for part in expected if part not in card.text] == []
     assert [word for word in ("/home", TOKEN, "hub_token", "output_dir") if word in str(card)] == []
@@ -159,7 +159,7 @@ def test_a_folder_without_a_record_claims_nothing(tiny_tokenizer, tmp_path):
     folder = save(tmp_path, tiny_tokenizer)
     (folder / "run.json").unlink()
     card = model_card(folder, "alice/cat")
-    assert "How it was trained was not recorded." in card.text
+    assert "The training run was not recorded." in card.text
     assert "eval_results" not in card.data.to_dict() and "model-index" not in card.data.to_dict()
 
 
@@ -201,13 +201,13 @@ def test_a_checkpoint_of_an_earlier_layout_keeps_its_code(tiny_tokenizer, tmp_pa
 
 
 def test_what_cannot_be_pushed(tiny_tokenizer, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds neither config\.json nor adapter_config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"contains neither config\.json nor adapter_config\.json"):
         files_to_push(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(ValueError, match="a model of type 'gpt2', not one of scratch_gpt2"):
+    with pytest.raises(ValueError, match="a model of type 'gpt2': load it with scratch_gpt2 and save it first"):
         files_to_push(tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "scratch_gpt2"}')
-    with pytest.raises(FileNotFoundError, match="has no safetensors file with weights"):
+    with pytest.raises(FileNotFoundError, match="contains no safetensors file with weights"):
         files_to_push(tmp_path)
 
 
@@ -234,7 +234,7 @@ def test_an_upload_cut_off_changes_nothing(client, tiny_tokenizer, tmp_path, mon
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # before it tries again
     client.cut_after = 1000
     with pytest.raises(
-        OSError, match=r"alice/cat could not be pushed \(.*\) and is on the Hugging Face Hub as it was; try"
+        OSError, match=r"alice/cat could not be pushed \(.*\), and the repository on the Hub is unchanged; try"
     ):
         push(folder, "alice/cat")
     assert client.repositories["alice/cat"].commits[-1] is before
@@ -247,13 +247,13 @@ def test_an_upload_cut_off_changes_nothing(client, tiny_tokenizer, tmp_path, mon
 def test_strangers_cannot_push_and_are_told_in_one_sentence(client, tiny_tokenizer, tmp_path, monkeypatch):
     folder = save(tmp_path / "model", tiny_tokenizer)
     faults = {
-        STRANGER: "who is logged in may not write there",
-        "hf_wrong": "the Hub does not know the token",
-        "": "nobody is logged in",
+        STRANGER: "the logged-in account has no write access",
+        "hf_wrong": "the token is invalid",
+        "": "not logged in",
     }
     for token, fault in faults.items():
         monkeypatch.setenv("HF_TOKEN", token)
-        with pytest.raises(OSError, match=rf"alice/cat could not be pushed \({fault}\) .*`hf auth login`") as caught:
+        with pytest.raises(OSError, match=rf"alice/cat could not be pushed \({fault}\), .*`hf auth login`") as caught:
             push(folder, "alice/cat")
         assert "\n" not in str(caught.value) and (not token or token not in str(caught.value))
     assert client.repositories == {}
@@ -331,7 +331,7 @@ def test_an_adapter_is_pushed_as_an_adapter(client, tiny_tokenizer, tmp_path, mo
     fill(adapted)
     adapted.save_pretrained(tmp_path / "adapter")
     tiny_tokenizer.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ValueError, match=r"base is .*base, which nobody else has: push it first"):
+    with pytest.raises(ValueError, match=r"base model .*base is not on the Hub: push it first"):
         push(tmp_path / "adapter", "alice/adapter")
     arguments = ["--folder", tmp_path / "adapter", "--repo_id", "alice/adapter", "--base", "alice/base"]
     result = run_script(client, tmp_path, "push_to_hub.py", *arguments)
@@ -340,7 +340,7 @@ def test_an_adapter_is_pushed_as_an_adapter(client, tiny_tokenizer, tmp_path, mo
     assert "adapter_model.safetensors" in files and "model.safetensors" not in files and "config.json" not in files
     card = ModelCard(files["README.md"].decode())
     assert (card.data.library_name, card.data.base_model) == ("peft", "alice/base")
-    assert "A LORA adapter of rank 2 (q_proj) for `alice/base`" in card.text
+    assert "A LoRA adapter of rank 2 for `alice/base`, on q_proj, built with scratch_gpt2." in card.text
     ids = torch.arange(1, 9).unsqueeze(0)
     model = scratch_gpt2.ScratchGPT2ForCausalLM.from_pretrained(base)
     expected = peft.PeftModel.from_pretrained(model, tmp_path / "adapter").eval()(ids).logits
@@ -414,7 +414,7 @@ QUIET = ["--use_cpu", "--disable_tqdm", "true", "--report_to", "none", "--push_t
 
 @pytest.fixture
 def without_check(monkeypatch):
-    """Loading back takes a process of its own; other tests do it."""
+    """Skip loading the pushed model in another process, which other tests cover."""
     monkeypatch.setattr("scratch_gpt2.training.trainer.check_pushed", lambda *arguments: 0.0)
 
 
@@ -432,7 +432,7 @@ def test_pretraining_pushes_readable_cards_on_the_way(client, without_check, tmp
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert results == {name: measured[2][f"eval_{name}"] for name in ("loss", "bits_per_byte")}
     expected = [
-        "- Started from: nothing: fresh weights",
+        "- Initial weights: random",
         "- Data: `smoke.txt`",
         ' "tokens_per_step": 1024,',
         ' "learning_rate": 0.003,',
@@ -463,7 +463,11 @@ def test_classification_pushes_the_whole_classifier(client, without_check, tiny_
     results = {result.metric_type: result.metric_value for result in card.data.eval_results}
     assert results["accuracy"] == metrics["accuracy"] and results["f1"] == metrics["f1"]
     assert {result.dataset_split for result in card.data.eval_results} == {"test"}
-    expected = ["with a head for the labels ham, spam", "- Started from: `base`", ' "num_train_epochs": 1.0,']
+    expected = [
+        "a classification head for the labels ham, spam",
+        "- Initial weights: `base`",
+        ' "num_train_epochs": 1.0,',
+    ]
     assert [line for line in expected if line not in card.text] == []
     assert not [word for word in ("label_names", "save_", "dataloader", "gradient_checkpointing") if word in card.text]
 
@@ -490,7 +494,7 @@ def test_instruction_tuning_pushes_its_adapter(client, tiny_tokenizer, tmp_path)
         card = ModelCard(commit.files["README.md"].decode())
         assert (card.data.base_model, card.data.library_name) == ("alice/base", "peft")
         assert "- Data: `rows.json`" in card.text and "| loss | " in card.text
-        assert "On the validation data, the loss in nats per token of the answers:" in card.text
+        assert "On the validation split. The loss is in nats per token of the answers:" in card.text
 
 
 @pytest.mark.parametrize("script", ["pretrain", "classify", "sft"])
@@ -504,7 +508,7 @@ def test_scripts_refuse_in_time_what_has_no_destination(client, tmp_path, monkey
 def test_an_adapter_on_a_local_base_is_refused_in_time(client, tiny_tokenizer, tmp_path, monkeypatch):
     base = save(tmp_path / "base", tiny_tokenizer)
     options = ["--data", tmp_path / "rows.json", "--model", base, "--output_dir", tmp_path / "run", "--lora"]
-    with pytest.raises(ValueError, match=r"The adapter's base is .*base, which nobody else has: push it first"):
+    with pytest.raises(ValueError, match=r"The adapter's base model .*base is not on the Hub: push it first"):
         train(monkeypatch, "sft", *options, "--hub_model_id", "alice/lora")
     assert client.repositories == {} and not (tmp_path / "run").exists()
 
@@ -512,8 +516,8 @@ def test_an_adapter_on_a_local_base_is_refused_in_time(client, tiny_tokenizer, t
 @pytest.mark.parametrize(
     ("token", "destination", "message"),
     [
-        ("", "alice/run", r"cannot be pushed to \(nobody is logged in\); log in with `hf auth login`"),
-        ("hf_wrong", "alice/run", r"cannot be pushed to \(the Hub does not know the token\); log in again"),
+        ("", "alice/run", r"cannot be pushed to \(not logged in\); log in with `hf auth login`"),
+        ("hf_wrong", "alice/run", r"cannot be pushed to \(the token is invalid\); log in again"),
         (TOKEN, "bob/run", r"hub_model_id is bob/run, but alice is logged in and can push to alice/NAME only"),
     ],
 )

@@ -1,1 +1,1 @@
-"""Publishing on the Hugging Face Hub: what a run was, the model card, and the push."""
+"""Publishing on the Hugging Face Hub: the record of a run, the model card, and the push."""

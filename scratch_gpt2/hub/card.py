@@ -19,7 +19,7 @@ TASKS = {
     "SEQ_CLS": ("text-classification", "AutoModelForSequenceClassification"),
 }
 TEMPLATE = Path(__file__).with_name("card_template.md")
-ELSEWHERE = ("feature-extraction", "AutoModel")
+OTHER_TASK = ("feature-extraction", "AutoModel")
 
 
 def model_card(
@@ -27,9 +27,9 @@ def model_card(
 ) -> ModelCard:
     """The card of the model or adapter in `folder`, written from its configuration and its run.json.
 
-    `license` is the Hub's name of one, such as `mit`; without it the card names none. `base` is as for `push`.
+    `license` is the Hub's identifier of a license, such as `mit`. `base` is as for `push`.
 
-    Raises FileNotFoundError and ValueError for a folder that holds no model of this package.
+    Raises FileNotFoundError and ValueError for a folder without a model of this package.
     """
     folder = Path(folder)
     config, task, auto_class = read_kind(folder)
@@ -74,17 +74,19 @@ def render_card(
     repo_id: str | None = None,
     auto_class: str = "AutoModel",
 ) -> ModelCard:
-    """The card that `card_template.md` describes.
+    """Render `card_template.md`.
 
     Args:
         name: the heading.
         config: config.json of a model, or adapter_config.json.
-        run: what `record_run` has written; None where that is not known.
-        base: name of the checkpoint that training started from.
+        run: what `record_run` wrote; None if the run was not recorded.
+        base: the checkpoint that training started from, as in `run`.
         plots: names of the PNG files to show, without their suffix.
         notes: Markdown to insert after the introduction.
-        repo_id, auto_class: what to load, and with which class; without `repo_id` the card has no section on that.
+        repo_id, auto_class: the model to load, and the class to load it with. Without `repo_id`, the section on using
+            the model is left out.
     """
+    targets = config.get("target_modules") or []
     has_labels = "Classification" in (config.get("architectures") or [""])[0]
     return ModelCard.from_template(
         data,
@@ -95,6 +97,8 @@ def render_card(
         model_class=own_class(auto_class),
         config=config,
         adapter=config if "peft_type" in config else None,
+        kind="LoRA" if config.get("peft_type") == "LORA" else config.get("peft_type"),
+        targets=targets if isinstance(targets, str) else ", ".join(sorted(targets)),
         labels=list(config["id2label"].values()) if has_labels else None,
         base=base,
         notes=notes,
@@ -109,21 +113,24 @@ def read_kind(folder: Path) -> tuple[dict, str, str]:
     """The configuration of the model or adapter in `folder`, its task, and the Auto class that loads it."""
     if (folder / "adapter_config.json").is_file():
         config = read_json(folder / "adapter_config.json")
-        return config, *TASKS.get(config.get("task_type", ""), ELSEWHERE)
+        return config, *TASKS.get(config.get("task_type", ""), OTHER_TASK)
     if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} holds neither config.json nor adapter_config.json: train a model into it.")
+        raise FileNotFoundError(
+            f"{folder} contains neither config.json nor adapter_config.json: save a model there first."
+        )
     config = read_json(folder / "config.json")
     if config.get("model_type") != "scratch_gpt2":
-        raise ValueError(f"{folder} holds a model of type {config.get('model_type')!r}, not one of scratch_gpt2.")
-    return config, *TASKS.get((config.get("architectures") or [""])[0], ELSEWHERE)
+        kind = config.get("model_type")
+        raise ValueError(f"{folder} contains a model of type {kind!r}: load it with scratch_gpt2 and save it first.")
+    return config, *TASKS.get((config.get("architectures") or [""])[0], OTHER_TASK)
 
 
 def adapter_base(config: dict, base: str | None = None) -> str:
-    """The Hub id of an adapter's base. Raises ValueError for one that only this machine has."""
+    """The Hub id of an adapter's base model. Raises ValueError for a local one."""
     name = str(base or config.get("base_model_name_or_path"))
     if not public_name(name)["on_hub"]:
         raise ValueError(
-            f"The adapter's base is {name}, which nobody else has: push it first, and give its Hub id (user/name) as "
+            f"The adapter's base model {name} is not on the Hub: push it first, and pass its Hub id (user/name) as "
             "the base."
         )
     return name
@@ -137,8 +144,8 @@ def evaluation_results(run: dict, task: str) -> list[EvalResult]:
 
 
 def indented(text: str) -> str:
-    """A code block that no content can end."""
-    return "\n".join(f"    {line}" for line in (text or "(nothing)").splitlines() or ["(nothing)"])
+    """An indented code block, which no content can end."""
+    return "\n".join(f"    {line}" for line in text.splitlines() or ["(empty)"])
 
 
 def own_class(auto_class: str) -> str:

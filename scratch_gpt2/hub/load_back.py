@@ -1,9 +1,9 @@
-"""A script, run by `check_pushed` in a process of its own: load a pushed model and save what it computes.
+"""Load a pushed model and save its outputs: a script that `check_pushed` runs in a process of its own.
 
     python -P load_back.py REPO_ID REVISION TEXT FILE MODEL_CLASS [BASE]
 
-Without BASE the model is loaded as by somebody who has not installed this package. An adapter has no code of its own
-and needs the package for its base.
+The model is loaded as by a user who has not installed this package. An adapter, given with its BASE model, has no code
+of its own and needs the package.
 """
 
 import sys
@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 def main(repo_id: str, revision: str, text: str, file: str, model_class: str, base: str | None = None) -> None:
     if base is None:
-        sys.modules["scratch_gpt2"] = None  # type: ignore[assignment]  # not installed, says Python now
+        sys.modules["scratch_gpt2"] = None  # type: ignore[assignment]  # `import scratch_gpt2` fails
         options = {"revision": revision, "code_revision": revision, "trust_remote_code": True}
         model = getattr(transformers, model_class).from_pretrained(repo_id, **options)
     else:

@@ -1,7 +1,7 @@
-"""Publishing: what a training script has left in a folder goes to the Hugging Face Hub, with a model card.
+"""Push the output folder of a training script to the Hugging Face Hub, with a model card.
 
-A push is one commit, so the repository never holds half a model, and only the model, its code, tokenizer, plots and
-numbers are pushed: no data, no pickles, no optimizer states. The token is huggingface_hub's own (`hf auth login`).
+A push is one commit, so the repository never contains half a model. It includes the model, its code, the tokenizer,
+plots and metrics, but no data, pickles or optimizer states. The token is huggingface_hub's own (`hf auth login`).
 """
 
 import fnmatch
@@ -47,7 +47,7 @@ PUSHED = (
     *TRAVELLING_FILES,
     *("*.png", RUN_FILE, "metrics.json", "epochs.json", "confusion_matrix.json"),
 )
-# What an earlier push may have left that would be loaded instead of, or into, what is pushed now.
+# Left by an earlier push, these would be loaded instead of the pushed model, or into it.
 REPLACED = (*WEIGHTS, "*.bin", "*.bin.index.json", "config.json", "generation_config.json", "adapter_config.json")
 
 
@@ -61,18 +61,19 @@ def push(
     license: str | None = None,
     message: str = "Push model",
 ) -> CommitInfo:
-    """Push a model or an adapter in one commit: all of it arrives or nothing.
+    """Push a model or an adapter in one commit: either all files arrive or none.
 
-    `use_cache` is true in what is pushed. The code is the checkpoint's own copy, or this package's where that is not
-    complete. Weights of an earlier push that are not replaced are deleted.
+    The pushed configuration has `use_cache=True`. The code is the checkpoint's own copy, or this package's if that is
+    incomplete. Weights of an earlier push that are not replaced are deleted.
 
     Args:
-        folder_or_model: folder of a training script, or a model, which is saved with its `tokenizer` first.
-        repo_id: `user/name`, or `name` under the user who is logged in; created where it does not exist.
-        private: whether a new repository is private; by default what the account says.
-        base: Hub id of the base of an adapter, in place of a folder on this machine.
+        folder_or_model: output folder of a training script, or a model, which is saved with its `tokenizer` first.
+        repo_id: `user/name`, or `name` in the logged-in account; created if it does not exist.
+        private: whether a new repository is private; by default, the account's setting.
+        base: Hub id of an adapter's base model, to replace a local path.
 
-    Raises FileNotFoundError and ValueError for what cannot be pushed, OSError where the Hub refuses or is not reached.
+    Raises FileNotFoundError and ValueError for a folder that cannot be pushed, OSError if the Hub refuses the push or
+    cannot be reached.
     """
     if not isinstance(folder_or_model, (str, os.PathLike)):
         with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +83,7 @@ def push(
             return push(folder, repo_id, private=private, base=base, license=license, message=message)
     files = files_to_push(Path(folder_or_model), base)
     api = HfApi()
-    with speaking_to_hub(repo_id):
+    with hub_errors_explained(repo_id):
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         with tempfile.TemporaryDirectory() as described:
             for name, content in files.items():
@@ -98,19 +99,19 @@ def push(
 
 
 def files_to_push(folder: Path, base: str | None = None) -> dict[str, Path | bytes]:
-    """By their names in the repository, the files of `folder` that are pushed, or what is pushed in their place."""
+    """The files to push by their names in the repository: files in `folder`, or their new content."""
     config, _, _ = read_kind(folder)
     files: dict[str, Path | bytes] = {}
     for path in sorted(folder.iterdir()):
         if path.is_file() and any(fnmatch.fnmatch(path.name, pattern) for pattern in PUSHED):
             files[path.name] = path
     if not any(fnmatch.fnmatch(name, pattern) for name in files for pattern in WEIGHTS):
-        raise FileNotFoundError(f"{folder} has no safetensors file with weights: train or save a model into it.")
+        raise FileNotFoundError(f"{folder} contains no safetensors file with weights: save a model there first.")
     if "adapter_config.json" in files:
         files = {name: files[name] for name in files if not fnmatch.fnmatch(name, "model*") and name != "config.json"}
         config["base_model_name_or_path"] = adapter_base(config, base)
         return files | {"adapter_config.json": as_json(config)}
-    # A checkpoint that began as one of the Hub's refers to the code there, though its own is beside it.
+    # A checkpoint loaded from the Hub refers to the code there, although its own copy is saved beside it.
     auto_map = {name: target.rpartition("--")[2] for name, target in (config.get("auto_map") or {}).items()}
     if not has_own_code(folder, auto_map):
         package = Path(scratch_gpt2.__file__).parent
@@ -120,7 +121,7 @@ def files_to_push(folder: Path, base: str | None = None) -> dict[str, Path | byt
 
 
 def has_own_code(folder: Path, auto_map: dict[str, str]) -> bool:
-    """Whether `folder` holds the modules that `auto_map` names and all that they import from one another."""
+    """Whether `folder` contains the modules in `auto_map` and all modules that they import."""
     modules = {target.partition(".")[0] for target in auto_map.values()}
     try:
         for module in modules:
@@ -135,8 +136,8 @@ def as_json(config: dict) -> bytes:
 
 
 @contextmanager
-def speaking_to_hub(repo_id: str) -> Iterator[None]:
-    """Turn what the libraries raise where an upload fails into an OSError of one sentence."""
+def hub_errors_explained(repo_id: str) -> Iterator[None]:
+    """Turn the exceptions of a failed upload into an OSError with one sentence."""
     try:
         yield
     except (FileNotFoundError, ValueError):
@@ -144,32 +145,32 @@ def speaking_to_hub(repo_id: str) -> Iterator[None]:
     except Exception as error:  # the types depend on huggingface_hub's HTTP library
         reason, remedy = explain_refusal(error)
         raise OSError(
-            f"{repo_id} could not be pushed ({reason}) and is on the Hugging Face Hub as it was; {remedy}."
+            f"{repo_id} could not be pushed ({reason}), and the repository on the Hub is unchanged; {remedy}."
         ) from error
 
 
 def explain_refusal(error: Exception) -> tuple[str, str]:
-    """Why the Hub was not reached or refused, and what helps."""
+    """Why the Hub could not be reached or refused a request, and the remedy."""
     causes = [error, *([error.__cause__] if error.__cause__ else [])]
     statuses = [getattr(getattr(cause, "response", None), "status_code", None) for cause in causes]
     if isinstance(error, LocalTokenNotFoundError) or (401 in statuses and get_token() is None):
-        return "nobody is logged in", "log in with `hf auth login`"
+        return "not logged in", "log in with `hf auth login`"
     if 401 in statuses:
-        return "the Hub does not know the token", "log in again with `hf auth login`"
+        return "the token is invalid", "log in again with `hf auth login`"
     if 403 in statuses:
-        return "who is logged in may not write there", "choose a name of your own, or log in with `hf auth login`"
+        return "the logged-in account has no write access", "choose another repo_id, or log in with `hf auth login`"
     reason = " ".join(str(causes[-1]).split()).replace(get_token() or "\0", "<token>") or type(error).__name__
-    return reason, "try again when the Hub can be reached, or log in with `hf auth login`"
+    return reason, "try again later, or log in with `hf auth login`"
 
 
-TEXT = "What arrives is sent."
+TEXT = "The cat sat."
 
 
 def check_pushed(folder: str | os.PathLike, repo_id: str, revision: str, base: str | None = None) -> float:
-    """Load `revision` of `repo_id` in another process, where this package is hidden unless it is an adapter, and
-    compare its outputs with those of `folder`. `base` is as for `push`.
+    """Load `revision` of `repo_id` in another process and compare its outputs with those of `folder`.
 
-    Returns the largest difference. Raises ValueError where it is not negligible or the pushed model cannot be loaded.
+    That process cannot import this package, unless it loads an adapter. `base` is as for `push`. Returns the largest
+    difference. Raises ValueError if it is not negligible or the pushed model cannot be loaded.
     """
     config, _, auto_class = read_kind(Path(folder))
     base = base or config.get("base_model_name_or_path")
@@ -185,7 +186,7 @@ def check_pushed(folder: str | os.PathLike, repo_id: str, revision: str, base: s
         )
         if result.returncode != 0:
             reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
-            raise ValueError(f"{repo_id} was pushed but cannot be loaded from there ({reason}).")
+            raise ValueError(f"{repo_id} was pushed but cannot be loaded from the Hub ({reason}).")
         pulled = load_file(file)
     model = getattr(scratch_gpt2, model_class).from_pretrained(base or folder)
     if base:
@@ -198,5 +199,7 @@ def check_pushed(folder: str | os.PathLike, repo_id: str, revision: str, base: s
     same_tokens = torch.equal(ids, pulled["ids"])
     difference = (output - pulled["output"]).abs().max().item() if same_tokens else float("inf")
     if not difference <= 1e-4 * max(1.0, output.abs().max().item()):
-        raise ValueError(f"{repo_id} was pushed but computes something else there: outputs differ by {difference:g}.")
+        raise ValueError(
+            f"{repo_id} was pushed but computes other outputs than {folder}: they differ by {difference:g}."
+        )
     return difference

@@ -40,15 +40,15 @@ def record_run(
     split: str = "validation",
     loss_per: str | None = None,
 ) -> None:
-    """Write run.json, from which `model_card` tells how the model in `output_dir` was made.
+    """Write run.json, which `model_card` reads.
 
     Args:
         arguments: the dataclasses that the script was called with, from which `public_options` are kept.
-        base: folder or Hub id of the checkpoint that training began with; None for fresh weights.
-        data: files, folders or Hub ids of the training data. Of what lies on this machine only the name is kept.
-        metrics: by the Hub's names, such as `loss`, `perplexity`, `accuracy`, measured on `split` of the data.
-        samples: pairs of a prompt and what the model made of it.
-        loss_per: what `loss` is the mean over, such as `token of the answers`.
+        base: folder or Hub id of the checkpoint that training started from; None for random initial weights.
+        data: files, folders or Hub ids of the training data. Only the name of a local file or folder is kept.
+        metrics: by their names on the Hub, such as `loss`, `perplexity`, `accuracy`, measured on `split` of the data.
+        samples: pairs of a prompt and the model's output.
+        loss_per: the unit of `loss`, such as `token of the answers`.
     """
     run = {
         "base": None if base is None else public_name(base),
@@ -70,9 +70,11 @@ def record_run(
 
 
 def public_options(groups: Iterable) -> dict:
-    """The options that differ from their defaults and may be published: fields marked with `"public": True` in their
-    metadata, and of TrainingArguments, whatever defaults a recipe has, `PUBLIC_TRAINING_ARGUMENTS`. Of a path only the
-    last part is kept."""
+    """The options that differ from their defaults and may be published.
+
+    Those are the fields marked with `"public": True` in their metadata, and `PUBLIC_TRAINING_ARGUMENTS` that differ
+    from the library's defaults, whatever a recipe's are. Only the last part of a path is kept.
+    """
     options = {}
     for group in groups:
         of_library = dataclasses.fields(TrainingArguments) if isinstance(group, TrainingArguments) else ()
@@ -106,13 +108,13 @@ def default_of(entry: dataclasses.Field):
 
 
 def public_name(name: str) -> dict:
-    """A Hub id as it is, and of a path on this machine only its last part."""
+    """A Hub id unchanged, and the last part of a local path."""
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None and not os.path.exists(name)
     return {"name": name if on_hub else Path(name).name, "on_hub": on_hub}
 
 
 def describe_hardware() -> str:
-    """What this process and those beside it compute on: a GPU that `--use_cpu` leaves idle is not told of."""
+    """What the processes of this run compute on: with `--use_cpu`, the CPU even if there is a GPU."""
     state, threads = PartialState(), torch.get_num_threads()
     if state.device.type == "cuda":
         return f"{state.num_processes} x {torch.cuda.get_device_name()}"

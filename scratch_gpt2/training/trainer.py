@@ -8,7 +8,7 @@ from huggingface_hub import CommitInfo
 from transformers import Trainer
 from transformers.trainer_utils import HubStrategy
 
-from ..hub.push import check_pushed, push, speaking_to_hub
+from ..hub.push import check_pushed, hub_errors_explained, push
 from ..hub.run_record import record_run
 from .start import check_push
 
@@ -34,7 +34,7 @@ class PushingTrainer(Trainer):
 
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         check_push(self.args)
-        with speaking_to_hub(str(self.args.hub_model_id)):
+        with hub_errors_explained(str(self.args.hub_model_id)):
             super().init_hf_repo(token, private)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
