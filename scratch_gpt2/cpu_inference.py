@@ -1,47 +1,52 @@
-"""Faster text on a CPU: blocks that take fewer and faster steps from one token to the next.
+"""Faster generation on a CPU: fewer and faster operations between one token and the next.
 
     model = AutoModelForCausalLM.from_pretrained(folder).optimize_for_inference()
     model.generate(...)
-    model.restore_from_inference()  # to train it, move it or load other weights
+    model.restore_from_inference()  # before training it, moving it or loading other weights
 
-Query, key and value are one product, and a block does not call a module for each line. Inductor's freezing packs
-weights with the same operators of oneDNN, torch.ao's dynamic quantization with the same operators for int8.
+The weights of linear layers are packed, query, key and value as one matrix, and a block calls no module for each of
+its layers. PyTorch's inductor packs frozen weights with the same oneDNN operators, and its dynamic quantization uses
+the same int8 operators.
 """
 
-import copy
 import math
 import warnings
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
+from transformers.utils import logging
 
 from .hardware import cpu_computes_bfloat16
 from .modeling_scratch_gpt2 import ScratchGPT2Block
 
 RESTORE = "Call model.restore_from_inference() first"
+logger = logging.get_logger(__name__)
 
 
 class Product:
-    """`F.linear` with a weight that stands in memory twice: as it is for one row, packed for oneDNN for several."""
+    """`F.linear` with two copies of the weight: the plain one for a single row, one packed by oneDNN for several."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
-        self.weight, self.bias, self.dtype = weight.detach(), bias, weight.dtype
+        self.weight, self.bias = weight, bias
         self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
-        # Measured: one row is faster with MKL on AVX2, by the costs of a call, and with oneDNN on AVX-512.
-        in_mkl = self.dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() != "AVX512"
+        # Measured: for a single row, MKL is faster on AVX2 (less overhead per call) and oneDNN on AVX-512.
+        in_mkl = weight.dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() != "AVX512"
         self.row_for_mkl = weight.shape[1] if in_mkl else 0
-        self.cut()
+        self.split()
 
-    def cut(self) -> None:
-        """A part of the weight for each thread, because MKL gives a product of one row to a single one: parts of the
-        sum where the weight stands by columns, parts of the output where it stands by rows."""
+    def split(self) -> None:
+        """Split the weight into one part per thread, because MKL computes a product of one row on a single thread.
+
+        A weight stored by columns is split along the sum, a weight stored by rows along the output.
+        """
         out_features, in_features = self.weight.shape
-        self.cuts_sum = self.weight.t().is_contiguous()
-        self.n_parts = math.gcd(torch.get_num_threads(), in_features if self.cuts_sum else out_features)
+        self.splits_sum = self.weight.t().is_contiguous()
+        self.n_parts = math.gcd(torch.get_num_threads(), in_features if self.splits_sum else out_features)
         bias = torch.zeros(out_features) if self.bias is None else self.bias
-        if self.cuts_sum:
+        if self.splits_sum:
             self.parts = self.weight.t().unflatten(0, (self.n_parts, -1))  # (P, in / P, out)
             self.part_biases = torch.zeros(self.n_parts, 1, out_features)
             self.part_biases[0] = bias
@@ -54,160 +59,266 @@ class Product:
             return torch.ops.mkldnn._linear_pointwise(hidden_states, self.packed, self.bias, "none", [], "")
         if self.n_parts == 1:
             return F.linear(hidden_states, self.weight, self.bias)
-        if self.cuts_sum:
+        if self.splits_sum:
             output = torch.baddbmm(self.part_biases, hidden_states.view(self.n_parts, 1, -1), self.parts).sum(0)
         else:
             rows = hidden_states.view(1, 1, -1).expand(self.n_parts, -1, -1)
             output = torch.baddbmm(self.part_biases, rows, self.parts)
         return output.view(*hidden_states.shape[:-1], -1)
 
-    def __deepcopy__(self, memo):  # a packed tensor has no copy of its own
-        return Product(copy.deepcopy(self.weight, memo), copy.deepcopy(self.bias, memo))
-
 
 class Int8Product:
-    """`F.linear` in int8: each row of the weight has a scale, each row of the input another one."""
-
-    dtype = torch.float32
+    """`F.linear` in int8, with one scale for each row of the weight and one for each row of the input."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
-        self.packed, self.bias, self.in_features = pack_int8(weight.detach()), bias, weight.shape[1]
+        self.packed, self.bias, self.in_features = pack_int8(weight), bias, weight.shape[1]
 
     def __call__(self, hidden_states):
         if hidden_states.numel() == self.in_features:
             return self.multiply(hidden_states) if self.bias is None else self.multiply(hidden_states).add_(self.bias)
-        # The operator has one scale for all rows: with rows of equal size none takes another's digits.
+        # The operator has one scale for all rows: scaled to equal size first, no row loses precision to another.
         size = hidden_states.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(hidden_states.dtype).tiny)
         output = self.multiply(hidden_states / size).mul_(size)
         return output if self.bias is None else output.add_(self.bias)
 
     def multiply(self, hidden_states):
-        # 7 bits for the input, as in torch.ao: AVX2 adds two products in 16 bits, which 8 would overflow.
+        # 7 bits for the input, as in torch.ao: AVX2 adds two products in 16 bits, which 8 bits would overflow.
         return torch.ops.quantized.linear_dynamic(hidden_states, self.packed, True)
 
 
-class FastLinear(nn.Linear):
-    """A linear layer outside of the blocks, the head among them."""
+class PackedLayers:
+    """The packed weights of one linear layer, or of the linear layers of a block. They follow the layers' weights.
 
-    def use(self, product: type) -> None:
-        self.products = [product(lay_out([self]), self.bias)]
-        self.__class__ = FastLinear
+    Attributes:
+        products: one for each group of layers with the same input; none in a copy before its first `refresh`.
+        complete: whether the products do all that the layers do. With adapters, pruning or hooks they do not.
+    """
 
-    def forward(self, hidden_states):
-        check_input(self, hidden_states)
-        return self.products[0](hidden_states)
+    def __init__(self, module: nn.Module, product_class: type):
+        self.module, self.product_class = module, product_class
+        self.dtype = next(module.parameters()).dtype
+        self.forget()
+
+    def forget(self) -> None:
+        self.weights: list[torch.Tensor] = []
+        self.products: list = []
+        self.fingerprint: list | None = None
+        self.complete = False
+
+    def __getstate__(self) -> dict:  # packed tensors can be neither copied nor pickled: a copy packs its own
+        return {"module": self.module, "product_class": self.product_class, "dtype": self.dtype}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self.forget()
+
+    def refresh(self) -> None:
+        """Pack the weights again if they have changed, and find out whether the products are complete.
+
+        Raises ValueError for weights in another dtype, on another device, or whose gradients are asked for.
+        """
+        groups = layer_groups(self.module)
+        layers = [layer for group in groups for layer in group]
+        self.complete = all(map(is_plain_linear, layers)) and not (is_block(self.module) and is_hooked(self.module))
+        if not self.complete:
+            logger.warning_once("Layers with an adapter, pruning or a hook are not optimized for inference.")
+            return
+        if any(layer.weight.dtype != self.dtype or not layer.weight.is_cpu for layer in layers):
+            raise ValueError(f"{RESTORE}: a model optimized for inference stays in its dtype and on the CPU.")
+        if torch.is_grad_enabled() and any(layer.weight.requires_grad for layer in layers):
+            raise ValueError(f"{RESTORE}: a model that is optimized for inference has no gradients.")
+        if self.fingerprint != fingerprint(layers, self.weights):
+            self.pack(groups)
+            self.fingerprint = fingerprint(layers, self.weights)
+
+    @torch.no_grad()
+    def pack(self, groups: list[list[nn.Linear]]) -> None:
+        self.weights = [lay_out(group) for group in groups]
+        biases = [join_biases(group) for group in groups]
+        self.products = [self.product_class(*both) for both in zip(self.weights, biases, strict=True)]
 
 
-class FastBlock(ScratchGPT2Block):
-    """`ScratchGPT2Block` line by line, for the library's sdpa attention; with another one only its check is new."""
-
-    def use(self, product: type) -> None:
-        attn, mlp = self.attn, self.mlp
-        qkv = [attn.q_proj, attn.k_proj, attn.v_proj]
-        self.products = [product(lay_out(qkv), torch.cat([linear.bias for linear in qkv]))]
-        self.products += [product(lay_out([one]), one.bias) for one in (attn.out_proj, mlp.up_proj, mlp.down_proj)]
-        self.__class__ = FastBlock
-
-    def forward(self, hidden_states, attention_mask=None, past_key_values=None, **kwargs):
-        check_input(self, hidden_states)
-        attn = self.attn
-        if attn.config._attn_implementation != "sdpa":
-            return super().forward(hidden_states, attention_mask, past_key_values, **kwargs)
-        qkv_proj, out_proj, up_proj, down_proj = self.products
-        batch, length, width = hidden_states.shape
-        heads = qkv_proj(self.attn_norm(hidden_states)).view(batch, length, 3, -1, attn.head_dim)
-        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind()  # (B, T, 3, H, D) -> 3 * (B, H, T, D)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, attn.layer_idx)  # (B, H, S, D)
-        is_causal = attention_mask is None and length > 1  # the library's own rule
-        output = F.scaled_dot_product_attention(query, key, value, attention_mask, 0.0, is_causal, scale=attn.scaling)
-        hidden_states = hidden_states + out_proj(output.transpose(1, 2).reshape(batch, length, width))
-        return hidden_states + down_proj(self.mlp.act(up_proj(self.mlp_norm(hidden_states))))
+def is_block(module: nn.Module) -> bool:
+    return isinstance(module, ScratchGPT2Block)
 
 
-def lay_out(linears: list[nn.Linear]) -> torch.Tensor:
-    """The weights of layers one under the other, of which their own become parts, with the longer side in a row: with
-    one thread on AVX2 MKL reads (2304, 768) and (50257, 768) at 13 and 11 GB/s by rows and at 17 and 20 by columns,
-    (768, 3072) at 18 by rows and 15 by columns, where a plain sum reads 17; with two threads and a part for each
-    the three are read at 23, 28 and 25, without parts at 18, 21 and 18, and a plain sum at 25 to 30."""
-    weight = torch.cat([linear.weight.detach() for linear in linears])  # (out, in)
+def layer_groups(module: nn.Module) -> list[list[nn.Module]]:
+    """The linear layers of a block, those with the same input together; of a linear layer, itself."""
+    if not is_block(module):
+        return [[module]]
+    attn, mlp = module.attn, module.mlp
+    return [[attn.q_proj, attn.k_proj, attn.v_proj], [attn.out_proj], [mlp.up_proj], [mlp.down_proj]]
+
+
+def is_plain_linear(layer: nn.Module) -> bool:
+    """False for adapters, and where pruning or a parametrization computes the weight."""
+    return type(layer) is nn.Linear and layer._parameters.get("weight") is not None
+
+
+def is_hooked(block: nn.Module) -> bool:
+    """Whether somebody would notice that the modules inside `block` are not called."""
+    inside = [module for part in (block.attn, block.mlp) for module in part.modules()]
+    hooks = [hook for m in inside for hook in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())]
+    # The library's own hooks record the attention weights, which only eager attention has.
+    return any("forward" in vars(module) for module in inside) or any(
+        getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in hooks
+    )
+
+
+def join_biases(layers: list[nn.Linear]) -> torch.Tensor | None:
+    return torch.cat([layer.bias for layer in layers]) if layers[0].bias is not None else None
+
+
+def lay_out(layers: list[nn.Linear]) -> torch.Tensor:
+    """Join the weights of `layers`, which become views of the result, and store them with the longer side in a row.
+
+    With one thread on AVX2, MKL reads (2304, 768) and (50257, 768) at 13 and 11 GB/s stored by rows and at 17 and 20
+    stored by columns, (768, 3072) at 18 by rows and 15 by columns; a plain sum reads 17. With two threads and a part
+    for each, the three are read at 23, 28 and 25, without parts at 18, 21 and 18, and a plain sum reads 25 to 30.
+    """
+    weight = torch.cat([layer.weight.detach() for layer in layers])  # (out, in)
     if weight.shape[0] >= weight.shape[1]:
         weight = weight.t().contiguous().t()
-    for linear, part in zip(linears, weight.split([linear.out_features for linear in linears]), strict=True):
-        linear.weight.data = part
+    for layer, part in zip(layers, weight.split([len(layer.weight) for layer in layers]), strict=True):
+        layer.weight.data = part
     return weight
+
+
+def fingerprint(layers: list[nn.Linear], weights: list[torch.Tensor]) -> list:
+    """What changes with the weights of `layers`, stored as `weights`: addresses, versions, and some of the numbers,
+    because assignments through `.data` do not count as a new version."""
+    parameters = [parameter for layer in layers for parameter in (layer.weight, layer.bias) if parameter is not None]
+    versions = [(p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters]
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    return [*versions, *map(sample_bytes, weights), *map(to_bytes, biases)]
+
+
+def sample_bytes(weight: torch.Tensor) -> bytes:
+    """A number of each row and of each column of an (out, in) weight."""
+    stored = (weight if weight.is_contiguous() else weight.t()).view(-1)
+    return to_bytes(stored[:: min(weight.shape) + 1])
+
+
+def to_bytes(tensor: torch.Tensor) -> bytes:
+    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def linear_forward(linear: nn.Linear, hidden_states):
+    check_input(linear, hidden_states)
+    if not linear.packed.complete or torch.is_autocast_enabled("cpu"):
+        return type(linear).forward(linear, hidden_states)
+    return linear.packed.products[0](hidden_states)
+
+
+def block_forward(block: ScratchGPT2Block, hidden_states, attention_mask=None, past_key_values=None, **kwargs):
+    """`ScratchGPT2Block.forward` with packed weights, for the library's sdpa attention."""
+    check_input(block, hidden_states)
+    attn, packed = block.attn, block.packed
+    as_usual = not packed.complete or torch.is_autocast_enabled("cpu") or attn.config._attn_implementation != "sdpa"
+    if as_usual:
+        return type(block).forward(block, hidden_states, attention_mask, past_key_values, **kwargs)
+    qkv_proj, out_proj, up_proj, down_proj = packed.products
+    batch, length, width = hidden_states.shape
+    heads = qkv_proj(block.attn_norm(hidden_states)).view(batch, length, 3, -1, attn.head_dim)
+    query, key, value = heads.permute(2, 0, 3, 1, 4).unbind()  # (B, T, 3, H, D) -> 3 * (B, H, T, D)
+    if past_key_values is not None:
+        key, value = past_key_values.update(key, value, attn.layer_idx)  # (B, H, S, D)
+    is_causal = attention_mask is None and length > 1  # the library's own rule
+    output = F.scaled_dot_product_attention(query, key, value, attention_mask, 0.0, is_causal, scale=attn.scaling)
+    hidden_states = hidden_states + out_proj(output.transpose(1, 2).reshape(batch, length, width))
+    return hidden_states + down_proj(block.mlp.act(up_proj(block.mlp_norm(hidden_states))))
 
 
 def check_input(module: nn.Module, hidden_states: torch.Tensor) -> None:
     if module.training or hidden_states.requires_grad:
         raise ValueError(f"{RESTORE}: a model that is optimized for inference has no gradients.")
-    if hidden_states.dtype != module.products[0].dtype or not hidden_states.is_cpu:
+    if hidden_states.dtype != module.packed.dtype or not hidden_states.is_cpu:
         raise ValueError(f"{RESTORE}: a model optimized for inference stays in its dtype and on the CPU.")
 
 
-@torch.no_grad()
 def optimize_for_inference(model: PreTrainedModel, weights: str | None = None) -> PreTrainedModel:
     """Make the model faster on the CPU, and return it. `restore_from_inference` undoes it.
 
     Results are those of the model up to rounding, in the model's own dtype, float32 or (where the CPU computes it)
-    bfloat16. With `weights="int8"` they are approximate. The weights stay in memory beside their packed copies.
-    Nothing else changes: `generate`, `pipeline`, `save_pretrained` and `state_dict` do as before.
+    bfloat16. With `weights="int8"` they are approximate. The weights are kept in memory beside their packed copies.
+    Nothing else changes: `generate`, `pipeline`, `save_pretrained`, `state_dict`, `copy.deepcopy` and `pickle` work as
+    before. Weights that change are packed again when the next text starts, that is, with an empty cache. Layers that
+    get an adapter, a hook or pruning are no longer optimized.
 
-    Raises ValueError for a model that trains, has adapters or is quantized, on another device, in another dtype, and
-    where torch has no oneDNN or no FBGEMM.
+    Weights may be stored by columns: code that needs them contiguous, such as random pruning, must restore them first.
+
+    Raises ValueError for a model in training mode, with adapters or quantized weights, on another device, in another
+    dtype, and if torch has no oneDNN or no FBGEMM.
     """
     check_can_be_packed(model, weights)
-    product = Int8Product if weights == "int8" else Product
-    blocks = [module for module in model.modules() if type(module) is ScratchGPT2Block]
+    product_class = Int8Product if weights == "int8" else Product
+    blocks = [module for module in model.modules() if is_block(module)]
     inside = {module for block in blocks for module in block.modules()}
-    for block in blocks:
-        FastBlock.use(block, product)
-    for linear in set(model.modules()) - inside:
-        if type(linear) is nn.Linear:
-            FastLinear.use(linear, product)
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    linears = [module for module in model.modules() if type(module) is nn.Linear and module not in inside]
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
-    refuse, by_rows = model.register_load_state_dict_pre_hook, model.register_state_dict_post_hook
-    model.inference_undo = (learning, [refuse(refuse_to_load), by_rows(store_by_rows)])
+    for module in (*blocks, *linears):
+        module.packed = PackedLayers(module, product_class)
+        module.forward = partial(block_forward if is_block(module) else linear_forward, module)
+        module.packed.refresh()
+    follow = partial(follow_weights, [module.packed for module in (*blocks, *linears)])
+    hooks = [
+        model.base_model.register_forward_pre_hook(follow, with_kwargs=True),
+        model.register_load_state_dict_pre_hook(refuse_to_load),
+        model.register_state_dict_post_hook(store_by_rows),
+    ]
+    model.inference_undo = (trainable, hooks)
     return model
 
 
+def follow_weights(packed: list[PackedLayers], module: nn.Module, args: tuple, kwargs: dict) -> None:
+    """Before a forward pass that starts a text. One that continues a text has keys and values of the same weights."""
+    cache = next((value for value in (*args, *kwargs.values()) if isinstance(value, Cache)), None)
+    if cache is None or cache.get_seq_length() == 0:
+        for layers in packed:
+            layers.refresh()
+
+
 def restore_from_inference(model: PreTrainedModel) -> PreTrainedModel:
-    """Undo `optimize_for_inference`: the same parameters with the same numbers, to the last bit, learn again.
+    """Undo `optimize_for_inference`: the same parameters, bit for bit, are trainable again.
 
     Raises ValueError for a model that is not optimized.
     """
     if not hasattr(model, "inference_undo"):
         raise ValueError("The model is not optimized for inference; there is nothing to restore.")
     for module in model.modules():
-        if isinstance(module, FastBlock | FastLinear):
-            del module.products
-            module.__class__ = ScratchGPT2Block if isinstance(module, FastBlock) else nn.Linear
+        if "packed" in vars(module):
+            del module.packed, module.forward
         if isinstance(module, nn.Linear):
             module.weight.data = module.weight.data.contiguous()
-    learning, hooks = model.inference_undo
-    for parameter in learning:
-        parameter.requires_grad_(True)
+    trainable, hooks = model.inference_undo
+    if not has_adapters(model):  # an adapter added since has frozen the weights for itself
+        for parameter in trainable:
+            parameter.requires_grad_(True)
     for hook in hooks:
         hook.remove()
     del model.inference_undo
     return model
 
 
+def has_adapters(model: nn.Module) -> bool:
+    return any(hasattr(module, "base_layer") for module in model.modules())
+
+
 def check_can_be_packed(model: PreTrainedModel, weights: str | None) -> None:
     if weights not in (None, "int8"):
         raise ValueError(f"weights={weights!r} is unknown: leave it out or give 'int8'.")
-    if any(isinstance(module, FastBlock | FastLinear) for module in model.modules()):
+    if any("packed" in vars(module) for module in model.modules()):
         raise ValueError(f"{RESTORE}: the model is optimized for inference already.")
     if any(module.training for module in model.modules()):
-        raise ValueError("Call model.eval() first: only a model that does not train can be optimized for inference.")
-    if any(hasattr(module, "base_layer") for module in model.modules()):
+        raise ValueError("Call model.eval() first: only a model in evaluation mode can be optimized for inference.")
+    if has_adapters(model):
         raise ValueError("Merge the adapter first (merge_and_unload): layers with adapters cannot be packed.")
     if getattr(model, "hf_quantizer", None) is not None:
         raise ValueError("Load the model without quantization_config: quantized layers cannot be packed.")
     if {parameter.device.type for parameter in model.parameters()} != {"cpu"}:
         raise ValueError(
-            f"The model is on {model.device}: optimize_for_inference is for the CPU, model.to('cpu') first."
+            f"The model is on {model.device}: optimize_for_inference is for the CPU, call model.to('cpu') first."
         )
     if not torch.backends.mkldnn.is_available() or "x86" not in torch.backends.quantized.supported_engines:
         raise ValueError("This torch has no oneDNN or no FBGEMM; use the model as it is.")
@@ -229,7 +340,7 @@ def pack_int8(weight: torch.Tensor):
     scales = weight.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127  # (out,)
     numbers = torch.round(weight / scales[:, None]).to(torch.int8)
     no_shift = torch.zeros(len(scales), dtype=torch.long)
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # "deprecated", but FBGEMM has no other door
+    with warnings.catch_warnings(action="ignore", category=UserWarning):  # "deprecated", but FBGEMM takes nothing else
         quantized = torch._make_per_channel_quantized_tensor(numbers, scales.double(), no_shift, 0)
     return torch.ops.quantized.linear_prepack(quantized, None)
 

@@ -1,9 +1,12 @@
-"""A model optimized for inference: the same numbers, the same text, and back again."""
+"""A model optimized for inference: the same logits and text, whatever is changed afterwards, and back again."""
 
 import copy
+import io
+import pickle
 
 import pytest
 import torch
+import torch.nn.utils.prune
 from model_fixtures import fill, random_ids, relative_error, tiny_config, tiny_model, twins
 from transformers import AutoModelForCausalLM, pipeline
 
@@ -14,7 +17,7 @@ from scratch_gpt2 import (
     export_gpt2,
     hardware,
 )
-from scratch_gpt2.cpu_inference import FastBlock, FastLinear, Int8Product, Product, lay_out
+from scratch_gpt2.cpu_inference import Int8Product, Product, lay_out
 
 OPTIONS = [None, "int8"]
 
@@ -25,11 +28,11 @@ def linears(model):
 
 @pytest.mark.parametrize("rows, length", [(1, 1), (1, 7), (4, 1), (4, 7)])
 @torch.no_grad()
-def test_float32_logits_are_those_of_transformers(rows, length):
+def test_float32_logits_match_transformers(rows, length):
     reference, model = twins(attention="sdpa")
     ids = random_ids(rows, length)
     assert model.optimize_for_inference() is model
-    assert all(isinstance(block, FastBlock) for block in model.model.layers)
+    assert all(block.packed.complete for block in model.model.layers)
     assert relative_error(model(ids).logits, reference(ids).logits) < 5e-6
     assert relative_error(model(ids, logits_to_keep=1).logits, reference(ids).logits[:, -1:]) < 5e-6
 
@@ -48,7 +51,7 @@ def test_int8_multiplies_as_by_hand():
     assert both[1, :3].tolist() == pytest.approx([0.1915, 16.34125, 0.25], abs=1e-3)
 
 
-def test_weights_stand_by_their_longer_side():
+def test_weights_are_stored_by_their_longer_side():
     first, second = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 1, bias=False)
     first.weight.data = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     second.weight.data = torch.tensor([[5.0, 6.0]])
@@ -62,7 +65,7 @@ def test_weights_stand_by_their_longer_side():
 
 @pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
 @torch.no_grad()
-def test_one_row_is_multiplied_as_by_hand_on_either_kind_of_processor(monkeypatch, capability):
+def test_one_row_is_multiplied_as_by_hand_on_every_processor(monkeypatch, capability):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     product = Product(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([0.5, 0.0, 0.0]))
     assert product(torch.tensor([[[1.0, 10.0]]])).tolist() == [[[21.5, 43, 65]]]
@@ -95,13 +98,13 @@ def test_one_row_in_parts_is_the_whole_product(monkeypatch, two_threads, weight,
         layer.bias.data = torch.arange(len(weight)) + 0.5
     row = torch.tensor([[[1.0, 10.0, 100.0][: len(weight[0])]]])
     product = Product(lay_out([layer]), layer.bias)
-    assert (product.n_parts, product.cuts_sum) == (n_parts, cuts_sum)
+    assert (product.n_parts, product.splits_sum) == (n_parts, cuts_sum)
     expected = [sum(w * x for w, x in zip(line, row[0, 0].tolist(), strict=True)) for line in weight]
     assert product(row).tolist() == [[[value + with_bias * (i + 0.5) for i, value in enumerate(expected)]]]
 
 
 @torch.no_grad()
-def test_int8_logits_are_near():
+def test_int8_logits_are_close():
     reference, model = twins(attention="sdpa")
     ids = random_ids(4, 20)
     error = relative_error(model.optimize_for_inference("int8")(ids).logits, reference(ids).logits)
@@ -118,7 +121,7 @@ def test_int8_rows_do_not_disturb_each_other():
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @torch.no_grad()
-def test_padded_rows_continued_from_a_cache_are_those_of_transformers(attention):
+def test_padded_rows_continued_from_a_cache_match_transformers(attention):
     reference, model = twins(attention="sdpa")
     model.set_attn_implementation(attention)
     model.optimize_for_inference()
@@ -131,7 +134,7 @@ def test_padded_rows_continued_from_a_cache_are_those_of_transformers(attention)
 
 
 @torch.no_grad()
-def test_one_row_step_by_step_is_that_of_transformers():
+def test_one_row_step_by_step_matches_transformers():
     reference, model = twins(attention="sdpa")
     ids, cache = random_ids(1, 6), None
     model.optimize_for_inference()
@@ -158,7 +161,7 @@ def test_hidden_states_and_attentions_are_returned_as_before(attention):
 
 @pytest.mark.parametrize("weights", OPTIONS)
 @torch.no_grad()
-def test_a_copy_is_optimized_too_and_stands_for_itself(weights):
+def test_a_copy_is_optimized_too_and_independent(weights):
     model, ids = tiny_model(), random_ids(2, 5)
     numbers = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     twin = copy.deepcopy(model.optimize_for_inference(weights))
@@ -184,7 +187,7 @@ def test_generates_the_same_tokens(strategy):
 def test_pipeline_writes_the_same_text(tiny_tokenizer):
     model = tiny_model(vocab_size=len(tiny_tokenizer))
     options = {"max_new_tokens": 10, "do_sample": False}
-    tokenizer = copy.deepcopy(tiny_tokenizer)  # the pipeline will have it pad on the left
+    tokenizer = copy.deepcopy(tiny_tokenizer)  # the pipeline makes it pad on the left
     expected = pipeline("text-generation", model, tokenizer=tokenizer)("The cat", **options)
     optimized = pipeline("text-generation", model.optimize_for_inference(), tokenizer=tokenizer)
     assert optimized("The cat", **options) == expected
@@ -300,7 +303,206 @@ def test_an_optimized_model_does_not_learn_or_change(weights):
     assert model(ids).logits.abs().max() == 0
 
 
+def block(model):
+    return model.model.layers[1]
+
+
+def scale_queries(model):
+    block(model).attn.q_proj.weight.mul_(2)
+
+
+def scale_keys_through_data(model):
+    block(model).attn.k_proj.weight.data.mul_(2)
+
+
+def change_one_row_through_data(model):
+    model.lm_head.weight.data[5] = 0
+
+
+def change_one_column_through_data(model):
+    block(model).mlp.up_proj.weight.data[:, 3] = 0
+
+
+def shift_values(model):
+    block(model).attn.v_proj.bias.add_(1)
+
+
+def assign_data(model):
+    block(model).mlp.down_proj.weight.data = torch.linspace(-1, 1, 24 * 96).view(24, 96)
+
+
+def assign_parameter(model):
+    block(model).mlp.down_proj.weight = torch.nn.Parameter(torch.linspace(-1, 1, 24 * 96).view(24, 96))
+
+
+def round_to_half(model):
+    model.half().float()
+
+
+def load_into_the_trunk(model):
+    model.model.load_state_dict({name: 0.5 * tensor for name, tensor in model.model.state_dict().items()})
+
+
+def resize(model):
+    model.resize_token_embeddings(70, mean_resizing=False)
+    model.get_input_embeddings().weight.data[61:] = 0.5
+    model.lm_head.weight.data[61:] = 0.5
+
+
+def replace_head(model):
+    model.set_output_embeddings(torch.nn.Linear(24, 61, bias=False))
+    model.lm_head.weight.copy_(torch.linspace(-1, 1, 24 * 61).view(61, 24))
+
+
+def prune_values(model):
+    mask = torch.ones(24, 24)
+    mask[::2] = 0
+    torch.nn.utils.prune.custom_from_mask(block(model).attn.v_proj, "weight", mask)
+
+
+def prune_head_for_good(model):
+    mask = torch.ones(61, 24)
+    mask[::2] = 0
+    torch.nn.utils.prune.custom_from_mask(model.lm_head, "weight", mask)
+    torch.nn.utils.prune.remove(model.lm_head, "weight")
+
+
+def hook_values(model):
+    block(model).attn.v_proj.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def hook_head(model):
+    model.lm_head.register_forward_pre_hook(lambda module, inputs: (2 * inputs[0],))
+
+
+def replace_forward(model):
+    forward = block(model).mlp.forward
+    block(model).mlp.forward = lambda hidden_states: 2 * forward(hidden_states)
+
+
+def lora_config():
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    return peft.LoraConfig(target_modules=["q_proj", "up_proj", "lm_head"], init_lora_weights=False)
+
+
+def add_adapter(model):
+    model.add_adapter(lora_config())
+    model.eval()
+
+
+def wrap_in_peft(model):
+    from peft import get_peft_model
+
+    return get_peft_model(model, lora_config()).eval()
+
+
+def merge_into_weights(model):
+    return wrap_in_peft(model).merge_and_unload()
+
+
+CHANGES = [
+    *(scale_queries, scale_keys_through_data, change_one_row_through_data, change_one_column_through_data),
+    *(shift_values, assign_data, assign_parameter, round_to_half, load_into_the_trunk, resize, replace_head),
+    *(prune_values, prune_head_for_good, hook_values, hook_head, replace_forward),
+    *(add_adapter, wrap_in_peft, merge_into_weights),
+]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_a_change_counts_as_in_the_plain_model(change, tied):
+    """The reference is a plain model with the same change: to weights or modules, by an adapter or by a hook."""
+    plain, ids = tiny_model(tie_word_embeddings=tied), random_ids(2, 6)
+    optimized = copy.deepcopy(plain).optimize_for_inference()
+    before = optimized(ids).logits
+    plain, optimized = change(plain) or plain, change(optimized) or optimized
+    expected, logits = plain(ids).logits, optimized(ids).logits
+    assert relative_error(logits, expected) < 5e-6
+    if change is not resize:
+        assert relative_error(expected, before) > 1e-4
+
+
+@torch.no_grad()
+def test_int8_weights_are_packed_again():
+    plain, ids = tiny_model(), random_ids(2, 6)
+    model = copy.deepcopy(plain).optimize_for_inference("int8")
+    model(ids)
+    for one in (plain, model):
+        scale_keys_through_data(one)
+        assign_data(one)
+    assert 1e-4 < relative_error(model(ids).logits, plain(ids).logits) < 0.05
+
+
+@torch.no_grad()
+def test_a_change_counts_from_the_next_text_on():
+    model, ids = tiny_model().optimize_for_inference(), random_ids(1, 6)
+    begun = model(ids[:, :5], use_cache=True).past_key_values
+    expected = model(ids[:, 5:], past_key_values=copy.deepcopy(begun)).logits
+    scale_keys_through_data(model)
+    assert torch.equal(model(ids[:, 5:], past_key_values=begun).logits, expected)
+    assert relative_error(model(ids).logits[:, -1:], expected) > 1e-4
+
+
+def test_an_adapter_learns_after_restoring_and_the_base_does_not():
+    pytest.importorskip("peft")
+    model, ids = tiny_model().optimize_for_inference(), random_ids(1, 5)
+    adapted = wrap_in_peft(model)
+    model.restore_from_inference()
+    adapted.train()(ids, labels=ids).loss.backward()
+    learned = {name for name, parameter in adapted.named_parameters() if parameter.grad is not None}
+    assert learned and all("lora_" in name for name in learned)
+
+
+def test_gradients_of_packed_weights_are_refused():
+    model, ids = tiny_model().optimize_for_inference(), random_ids(1, 5)
+    block(model).mlp.up_proj.weight.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"^Call model\.restore_from_inference\(\) first: .* has no gradients\.$"):
+        model(ids)
+    with torch.no_grad():
+        assert model(ids).logits.isfinite().all()
+
+
+@torch.no_grad()
+def test_autocast_computes_as_in_the_plain_model():
+    plain, ids = tiny_model(), random_ids(2, 6)
+    model = copy.deepcopy(plain).optimize_for_inference()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(ids).logits, plain(ids).logits)
+
+
+def pickled(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+def saved_and_loaded(model):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("copy_model", [copy.deepcopy, pickled, saved_and_loaded])
+@pytest.mark.parametrize("weights", OPTIONS)
+@torch.no_grad()
+def test_an_optimized_model_can_be_copied_pickled_and_saved(weights, copy_model):
+    model, ids = tiny_model(), random_ids(2, 5)
+    model.optimize_for_inference(weights)
+    expected = model(ids).logits
+    twin = copy_model(model)
+    assert torch.equal(twin(ids).logits, expected)
+    assert all(layer.packed.complete for layer in twin.model.layers) and twin.lm_head.packed.complete
+    scale_queries(twin)
+    assert relative_error(twin(ids).logits, expected) > 1e-4
+    assert torch.equal(model(ids).logits, expected)
+    twin.restore_from_inference()
+    assert all("packed" not in vars(module) for module in twin.modules())
+    with pytest.raises(ValueError, match="optimized for inference already"):
+        model.optimize_for_inference()
+
+
 def test_what_is_saved_is_loaded_by_the_auto_class_and_optimized(tmp_path):
     tiny_model().save_pretrained(tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path).optimize_for_inference()
-    assert isinstance(model.lm_head, FastLinear)
+    assert model.lm_head.packed.complete
