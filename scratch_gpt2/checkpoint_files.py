@@ -1,15 +1,22 @@
-"""Checkpoints before they are loaded: their format, the revision on the Hub, and refusing hostile or damaged files."""
+"""Checkpoints before and after they are loaded: their format, the revision on the Hub, damaged and hostile files."""
 
+import functools
 import json
 import os
 import pickle
+import re
+import zipfile
+from collections.abc import Iterable
 from contextlib import contextmanager
 
-from huggingface_hub import ResolvedRevision
+import torch
+from huggingface_hub import ResolvedRevision, constants, get_session
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files, resolve_revision
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files, is_offline_mode, resolve_revision
+from transformers.utils.import_utils import is_peft_available
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from .configuration_scratch_gpt2 import ScratchGPT2Config
 
@@ -21,16 +28,59 @@ TRAVELLING_FILES = (
     "linear_cross_entropy.py",
     "modeling_scratch_gpt2.py",
 )
-# So many may be missing from a checkpoint, and are then made anew: what a small model lacks costs little.
-FEW_WEIGHTS = 10_000_000
+# In the order in which the library looks for them. A variant is named before the last dot: model.fp16.safetensors.
+WEIGHT_FILES = (
+    *("model.safetensors", "model.safetensors.index.json"),
+    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
+)
+# The library prefers these to all others, in a local folder.
+DISTRIBUTED_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+# Configurations that describe at most this many weights are not compared with the size of the files.
+MIN_CHECKED_WEIGHTS = 10_000_000
 LOOKUP_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+HUB_TIMEOUT = 5  # seconds
+
+READ_ERRORS: tuple[type[Exception], ...] = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    SafetensorError,
+    zipfile.BadZipFile,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
+
+
+# The Hub
+
+
+def hub_answers() -> bool:
+    """Whether the Hugging Face Hub can be asked: not in offline mode, nor where it does not answer within 5 seconds.
+
+    The result is cached for the process, for each endpoint. Without this question, huggingface_hub retries for most of
+    a minute.
+    """
+    return not is_offline_mode() and _endpoint_answers(constants.ENDPOINT)
+
+
+@functools.cache
+def _endpoint_answers(endpoint: str) -> bool:
+    try:
+        get_session().head(endpoint, timeout=HUB_TIMEOUT)
+    except Exception:  # the types depend on huggingface_hub's HTTP library
+        return False
+    return True
 
 
 def pin_revision(name_or_path, hub_kwargs: dict) -> dict:
-    """`hub_kwargs` with the exact commit, so that all files of one load are of one state; or, where the Hub does not
-    answer at once, with `local_files_only`, because huggingface_hub would try again for most of a minute."""
+    """`hub_kwargs` with the exact commit, so that all files of one load are of one state; or with `local_files_only`,
+    where the Hub does not know the commit or does not answer."""
     if name_or_path is None or os.path.exists(name_or_path):
         return hub_kwargs
+    if not hub_answers():
+        hub_kwargs = {**hub_kwargs, "local_files_only": True}
     about_hub = {name: hub_kwargs[name] for name in ("token", "local_files_only", "cache_dir") if name in hub_kwargs}
     revision = resolve_revision(name_or_path, hub_kwargs.get("revision"), **about_hub)
     if isinstance(revision, ResolvedRevision):
@@ -38,12 +88,18 @@ def pin_revision(name_or_path, hub_kwargs: dict) -> dict:
     return {**hub_kwargs, "local_files_only": True}
 
 
-def is_foreign_checkpoint(name_or_path, hub_kwargs: dict) -> bool:
-    """Whether `name_or_path` is a GPT-2 checkpoint in somebody else's format. `hub_kwargs` come from `pin_revision`.
+# Which checkpoint it is
 
-    Raises FileNotFoundError for what is neither here nor on the Hub.
+
+def is_foreign_checkpoint(name_or_path, hub_kwargs: dict) -> bool:
+    """Whether `name_or_path`, or the state dict in `hub_kwargs`, is a GPT-2 checkpoint in somebody else's format. The
+    names of the tensors decide, as many configurations lack a model type. `hub_kwargs` come from `pin_revision`.
+
+    Raises FileNotFoundError for a name that is neither a local path nor on the Hub.
     """
-    if name_or_path is None or hub_kwargs.get("state_dict") is not None:
+    if hub_kwargs.get("state_dict") is not None:
+        return has_gpt2_names(hub_kwargs["state_dict"])
+    if name_or_path is None:
         return False
     path = os.fspath(name_or_path)
     if path.endswith(".pt") or any(os.path.isfile(os.path.join(path, name)) for name in ("hparams.json", "ckpt.pt")):
@@ -51,20 +107,148 @@ def is_foreign_checkpoint(name_or_path, hub_kwargs: dict) -> bool:
     try:
         config, _ = PreTrainedConfig.get_config_dict(path, **hub_kwargs)
     except OSError as error:
-        if os.path.exists(path) or not hub_kwargs.get("local_files_only"):
-            return False  # an adapter, or nothing: the library knows what to do or say
-        raise FileNotFoundError(
-            f"{path!r} is no folder here, not in the local cache, and could not be had from the Hugging Face Hub (no "
-            "network, no such repository, or no access); give the folder of a checkpoint instead."
+        config = {}  # as in the folder of an adapter
+        if not os.path.exists(path) and not hub_kwargs.get("local_files_only"):
+            return False  # the library knows what to say
+        if not os.path.exists(path):
+            raise FileNotFoundError(
+                f"{path!r} is not a local folder, is not in the local cache and could not be downloaded from the Hub "
+                "(no network, no such repository, or no access); give the folder of a checkpoint instead."
+            ) from error
+    if config.get("model_type") == "gpt2":
+        return True
+    files = find_weight_files(path, hub_kwargs, config)
+    if config.get("model_type") == ScratchGPT2Config.model_type:
+        files = [file for file in files if file.endswith(".safetensors")]
+    return any(has_gpt2_names(stored_names(file)) for file in files)
+
+
+def has_gpt2_names(names: Iterable[str]) -> bool:
+    return any(re.search(r"(^|\.)h\.\d+\.attn\.c_attn\.weight$", name) for name in names)
+
+
+def has_own_names(names: Iterable[str]) -> bool:
+    return not {"embed_positions.weight", "model.embed_positions.weight"}.isdisjoint(names)
+
+
+def stored_names(file: str) -> list[str]:
+    """Names of the tensors in a file of weights; none where it is damaged, which loading it will say."""
+    if not file.endswith(".safetensors"):
+        return list(load_pickle(file))
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return list(tensors.keys())
+    except (SafetensorError, OSError):
+        return []
+
+
+def base_of_adapter(name_or_path, hub_kwargs: dict) -> str | None:
+    """Name of the model that the adapter in `name_or_path` belongs to, which is `name_or_path` itself where the model
+    lies beside the adapter; `None` where there is no adapter."""
+    if name_or_path is None or os.path.isfile(name_or_path) or not is_peft_available():
+        return None
+    lookup = {key: hub_kwargs[key] for key in LOOKUP_ARGUMENTS if key in hub_kwargs}
+    options = lookup | (hub_kwargs.get("adapter_kwargs") or {})
+    file = find_adapter_config_file(os.fspath(name_or_path), **options)
+    if file is None:
+        return None
+    if os.path.isfile(os.path.join(name_or_path, "config.json")):
+        return os.fspath(name_or_path)
+    with reading(file), open(file, encoding="utf-8") as opened:
+        return json.load(opened)["base_model_name_or_path"]
+
+
+# Files of weights
+
+
+def find_weight_files(name: str, hub_kwargs: dict, config: dict) -> list[str]:
+    """The files that the library will read the weights from, downloaded if needed; an empty list if there are none.
+
+    Args:
+        hub_kwargs: those of `from_pretrained`, with `variant` and `use_safetensors`.
+        config: what config.json says; its `transformers_weights` names the file.
+
+    Raises ValueError for an index that is damaged or names files elsewhere.
+    """
+    lookup = {key: hub_kwargs[key] for key in LOOKUP_ARGUMENTS if key in hub_kwargs}
+    folder = os.path.join(name, lookup.get("subfolder") or "")
+    if os.path.isdir(folder):
+        shards = [os.path.join(folder, file) for file in os.listdir(folder) if DISTRIBUTED_SHARD.fullmatch(file)]
+        if shards:
+            return sorted(shards)
+    variant, use_safetensors = hub_kwargs.get("variant"), hub_kwargs.get("use_safetensors")
+    explicit = hub_kwargs.get("transformers_weights") or config.get("transformers_weights")
+    for candidate in (explicit,) if explicit else WEIGHT_FILES:
+        if not explicit and use_safetensors not in (None, "safetensors" in candidate):
+            continue
+        if variant and not explicit:
+            stem, extension = candidate.rsplit(".", 1)
+            candidate = f"{stem}.{variant}.{extension}"
+        check_name(candidate, "The configuration")
+        if (file := find_file(name, candidate, lookup)) is None:
+            continue
+        if not file.endswith(".json"):
+            return [file]
+        check_index(file)
+        with reading(file):
+            files, _ = get_checkpoint_shard_files(name, file, **lookup)
+        return files
+    return []
+
+
+def find_file(name: str, file: str, lookup: dict) -> str | None:
+    optional = dict.fromkeys(("missing_entries", "gated_repo", "connection_errors"), False)
+    return cached_file(name, file, **{f"_raise_exceptions_for_{what}": no for what, no in optional.items()}, **lookup)
+
+
+def check_index(index: str) -> None:
+    """Raise ValueError for an index of weights that is damaged or names files outside its own folder."""
+    with reading(index), open(index, encoding="utf-8") as opened:
+        names = set(json.load(opened)["weight_map"].values())
+    for name in names:
+        check_name(name, index)
+
+
+def check_name(name: object, origin: str) -> None:
+    if not isinstance(name, str) or name != os.path.basename(name) or "\\" in name or ".." in name:
+        raise ValueError(f"{origin} names {name!r} as a part of the weights, which is not a file beside it.")
+
+
+def load_pickle(file: str) -> dict:
+    """`torch.load` of tensors and plain values only: no code of the file is run, and nothing is decompressed."""
+    with reading(file):
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise ValueError("PyTorch never compresses, and a small file could fill the memory")
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        return dict(checkpoint)
+
+
+@contextmanager
+def reading(file: str, *more_errors: type[Exception]):
+    """Turn the exceptions that libraries raise for damaged and dangerous files into a ValueError of one sentence."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error.filename or file} is missing; the checkpoint is not complete.") from error
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{file} is damaged, or holds Python objects that could run code when loaded; ask for a safetensors file."
         ) from error
-    return config.get("model_type") == "gpt2"
+    except (*READ_ERRORS, *more_errors) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"{file} cannot be read ({reason}): it is damaged or incomplete; copy it again.") from error
+
+
+# Checks before and after loading
 
 
 @contextmanager
 def reading_checkpoint(name_or_path, hub_kwargs: dict):
-    """Refuse a checkpoint that would run code or fill the memory, and say in one sentence which one is damaged, where
-    the libraries speak of headers and pickles. `hub_kwargs` come from `pin_revision`."""
-    if name_or_path is not None and hub_kwargs.get("state_dict") is None:
+    """Refuse a checkpoint of ours that would run code or fill the memory, and report a damaged one in one sentence.
+    `hub_kwargs` come from `pin_revision`."""
+    if name_or_path is not None:
         check_checkpoint(os.fspath(name_or_path), hub_kwargs)
     try:
         yield
@@ -74,54 +258,66 @@ def reading_checkpoint(name_or_path, hub_kwargs: dict):
 
 
 def check_checkpoint(name: str, hub_kwargs: dict) -> None:
-    """Raise ValueError where the weights are a pickle, lie outside the checkpoint, or are far fewer than announced."""
+    """Raise ValueError where the weights are of another architecture or a pickle, lie outside the checkpoint, or are
+    far fewer than announced."""
     lookup = {key: hub_kwargs[key] for key in LOOKUP_ARGUMENTS if key in hub_kwargs}
-    suffix = f"{hub_kwargs['variant']}.safetensors" if hub_kwargs.get("variant") else "safetensors"
-    files = []
-    if hub_kwargs.get("use_safetensors") is not False:
-        if file := find_file(name, f"model.{suffix}", lookup):
-            files = [file]
-        elif index := find_file(name, f"model.{suffix}.index.json", lookup):
-            check_index(index)
-            files, _ = get_checkpoint_shard_files(name, index, **lookup)
-    for pickled in ("pytorch_model.bin", "pytorch_model.bin.index.json"):
-        if not files and find_file(name, pickled, lookup):
-            raise ValueError(
-                f"{name} has no model.safetensors, only a pickle, which could run code; ask for the former."
-            )
-    if files and (config := find_file(name, "config.json", lookup)):
-        with open(config, encoding="utf-8") as opened:
-            check_size(json.load(opened), files, name)
-
-
-def find_file(name: str, file: str, lookup: dict) -> str | None:
-    optional = dict.fromkeys(("missing_entries", "gated_repo", "connection_errors"), False)
-    return cached_file(name, file, **{f"_raise_exceptions_for_{what}": no for what, no in optional.items()}, **lookup)
-
-
-def check_index(index: str) -> None:
-    """Raise ValueError for an index of weights that names other files than those beside it."""
-    try:
-        with open(index, encoding="utf-8") as opened:
-            names = set(json.load(opened)["weight_map"].values())
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{index} cannot be read ({error}): it is damaged or incomplete; copy it again.") from error
-    for name in names:
-        if not isinstance(name, str) or name != os.path.basename(name) or "\\" in name or ".." in name:
-            raise ValueError(f"{index} names {name!r} as a part of the weights, which is no file beside it.")
+    config = {}
+    if file := find_file(name, "config.json", lookup):
+        with reading(file), open(file, encoding="utf-8") as opened:
+            config = json.load(opened)
+    files = find_weight_files(name, hub_kwargs, config)
+    if any(not file.endswith(".safetensors") for file in files):
+        raise ValueError(
+            f"{name} has no safetensors file, only a pickle, which could run code; ask for a safetensors file."
+        )
+    model_type = config.get("model_type") or ScratchGPT2Config.model_type
+    if model_type != ScratchGPT2Config.model_type and not any(map(has_own_names, map(stored_names, files))):
+        raise ValueError(
+            f"{name} is a checkpoint of {model_type!r}, not of GPT-2; load it with transformers' AutoModel."
+        )
+    if files and config:
+        check_size(config, files, name)
 
 
 def check_size(fields: dict, files: list[str], origin: str) -> None:
     """Raise ValueError where config.json's `fields` describe more weights than `files` have room for, at half a byte
-    each: the library would allocate them all before it found them missing. Few weights may be missing."""
+    each: the library would allocate them all before it found them missing. Small models are not checked."""
     try:
         config = ScratchGPT2Config.from_dict(fields)
     except (StrictDataclassError, ValueError, TypeError):
         return  # the library will say so
-    parameters = config.matrix_parameters + (config.vocab_size + config.n_positions) * config.n_embd
     stored = sum(map(os.path.getsize, files))
-    if parameters > max(2 * stored, FEW_WEIGHTS):
+    if config.n_parameters > max(2 * stored, MIN_CHECKED_WEIGHTS):
         raise ValueError(
-            f"The configuration of {origin} describes {parameters:,} weights, but its files have {stored:,} bytes: "
-            "one of them is damaged or of another model, so copy both again."
+            f"The configuration of {origin} describes {config.n_parameters:,} weights, but its files have {stored:,} "
+            "bytes: one of them is damaged or of another model, so copy both again."
         )
+
+
+def check_loaded(model, report: dict, origin: str) -> None:
+    """Raise ValueError where a checkpoint left gaps in the network, or a part of a head, that the library has filled
+    with random numbers, or has blocks that the network lacks. A whole new head is what fine-tuning begins with.
+
+    Args:
+        report: what `from_pretrained(output_loading_info=True)` reports.
+    """
+    prefix = "" if model.base_model is model else f"{model.base_model_prefix}."
+    missing = sorted(report["missing_keys"])
+    of_network = [name for name in missing if name.startswith(prefix)]
+    if len(of_network) == len(model.base_model.state_dict()):
+        raise ValueError(f"{origin} is not a checkpoint of GPT-2: no tensor of the network was found in it.")
+    stored = model.state_dict().keys() - report["missing_keys"]
+    begun = {name.split(".")[0] for name in stored}
+    if gaps := of_network + [name for name in missing if name not in of_network and name.split(".")[0] in begun]:
+        raise ValueError(f"The checkpoint {origin} lacks {listed(gaps)}; copy it again, or correct the configuration.")
+    if surplus := sorted(name for name in report["unexpected_keys"] if re.match(r"(model\.)?layers\.\d+\.", name)):
+        raise ValueError(
+            f"The checkpoint {origin} has tensors for which the network has no place: {listed(surplus)}; correct the "
+            "configuration, which may describe too few blocks."
+        )
+
+
+def listed(names: list[str]) -> str:
+    """The first three names: `'a', 'b', 'c' and 2 more`."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(map(repr, names[:3]))}{more}"

@@ -25,7 +25,7 @@ AUTO_MAP = {
 }
 
 # Beyond any GPT-2, and what a computer can still count: each costs memory before a weight is read.
-MOST_BLOCKS, MOST_LABELS = 1_000, 100_000
+MAX_BLOCKS, MAX_LABELS = 1_000, 100_000
 
 
 @strict
@@ -102,9 +102,16 @@ class ScratchGPT2Config(PreTrainedConfig):
     summary_proj_to_labels: bool = True
 
     def __post_init__(self, **kwargs):
-        kwargs["auto_map"] = {**AUTO_MAP, **(kwargs.get("auto_map") or {})}
-        if isinstance(labels := kwargs.get("num_labels"), int) and labels > MOST_LABELS:
-            raise ValueError(f"num_labels is {labels} but can be {MOST_LABELS} at most.")
+        # A checkpoint of version 0.1 names files in which the classes no longer are. With `--` the entry names a
+        # repository, which has its own files.
+        stored = kwargs.get("auto_map") or {}
+        kwargs["auto_map"] = AUTO_MAP | {
+            auto_class: place
+            for auto_class, place in stored.items()
+            if auto_class not in AUTO_MAP or "--" in str(place)
+        }
+        if isinstance(labels := kwargs.get("num_labels"), int) and labels > MAX_LABELS:
+            raise ValueError(f"num_labels is {labels} but can be {MAX_LABELS} at most.")
         super().__post_init__(**kwargs)
         self.validate_architecture()  # here a plain ValueError; `@strict` would wrap it in an exception of its own
 
@@ -123,6 +130,14 @@ class ScratchGPT2Config(PreTrainedConfig):
         """Weights of the matrices in all blocks: four of attention and two of the feed-forward layer in each."""
         return self.n_layer * (4 * self.n_embd**2 + 2 * self.n_embd * self.inner_width)
 
+    @property
+    def n_parameters(self) -> int:
+        """Parameters of the network with its embeddings; of the language model too, where its output layer is tied."""
+        embeddings = (self.vocab_size + self.n_positions) * self.n_embd
+        biases = self.n_layer * (5 * self.n_embd + self.inner_width)
+        norms = (2 * self.n_layer + 1) * 2 * self.n_embd
+        return embeddings + self.matrix_parameters + biases + norms
+
     @classmethod
     def from_preset(cls, name: str, **overrides) -> "ScratchGPT2Config":
         """The configuration of `tiny`, `gpt2`, `gpt2-medium`, `gpt2-large` or `gpt2-xl`, with `overrides` on top."""
@@ -135,8 +150,8 @@ class ScratchGPT2Config(PreTrainedConfig):
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1.")
-        if self.n_layer > MOST_BLOCKS:
-            raise ValueError(f"n_layer is {self.n_layer} but can be {MOST_BLOCKS} at most.")
+        if self.n_layer > MAX_BLOCKS:
+            raise ValueError(f"n_layer is {self.n_layer} but can be {MAX_BLOCKS} at most.")
         if self.n_embd % self.n_head != 0:
             raise ValueError(
                 f"n_embd ({self.n_embd}) is not divisible by n_head ({self.n_head}): every head needs the same width."

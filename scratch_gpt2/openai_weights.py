@@ -7,23 +7,27 @@ the format, a reader yields GPT-2's names and layout, and `KEYS` translates. `ex
 import copy
 import json
 import os
-import pickle
 import re
 import tempfile
-import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import GenerationConfig, GPT2Config, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files
 
-from .checkpoint_files import LOOKUP_ARGUMENTS, check_index, pin_revision
+from .checkpoint_files import (
+    LOOKUP_ARGUMENTS,
+    WEIGHT_FILES,
+    find_weight_files,
+    listed,
+    load_pickle,
+    pin_revision,
+    reading,
+)
 from .configuration_scratch_gpt2 import ScratchGPT2Config
 
 # How GPT-2 stores a tensor, compared with nn.Linear here. Its Conv1D keeps weights as (in, out), nn.Linear as
@@ -72,25 +76,9 @@ ARCHITECTURES = {
 # fmt: on
 
 OPENAI_VOCABULARY, NANOGPT_VOCABULARY = 50257, 50304
-WEIGHT_FILES = (
-    *("model.safetensors", "model.safetensors.index.json"),
-    *("pytorch_model.bin", "pytorch_model.bin.index.json"),
-)
-
 NANOGPT_FIELDS = {"block_size": "n_positions"} | {name: name for name in ("n_layer", "n_head", "n_embd", "vocab_size")}
 # What a configuration says about its own class rather than about the network.
 OWN_CONFIG_FIELDS = {"model_type", "architectures", "auto_map", "transformers_version", "n_ctx"}
-READ_ERRORS: tuple[type[Exception], ...] = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    SafetensorError,
-    zipfile.BadZipFile,
-    ValueError,
-    LookupError,
-    TypeError,
-)
-
 Tensors = Iterator[tuple[str, torch.Tensor]]  # GPT-2's names, GPT-2's layout
 Shapes = dict[str, torch.Size]
 
@@ -110,19 +98,23 @@ def read_checkpoint(model_class: type[PreTrainedModel], name_or_path, kwargs: di
     Raises ValueError for an unknown or missing key, a wrong shape, an option not implemented here or a damaged file;
     FileNotFoundError where there are no weights; ImportError for OpenAI's TensorFlow format without TensorFlow.
     """
-    path, kwargs = os.fspath(name_or_path), dict(kwargs)
+    path, kwargs = os.fspath(name_or_path or "state_dict"), dict(kwargs)
     lookup = {name: kwargs.pop(name) for name in LOOKUP_ARGUMENTS if name in kwargs}
-    use_safetensors, variant = kwargs.pop("use_safetensors", None), kwargs.pop("variant", None)
+    format_options = {name: kwargs.pop(name) for name in ("use_safetensors", "variant") if name in kwargs}
     dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None) or "auto"
-    keep = False
-    if os.path.isfile(os.path.join(path, "hparams.json")):
+    given, keep = kwargs.pop("state_dict", None), False
+    if given is not None:
+        fields, tensors = {}, iter(given.items())
+    elif os.path.isfile(os.path.join(path, "hparams.json")):
         fields, tensors = read_tensorflow(path)
     elif path.endswith(".pt") or os.path.isfile(os.path.join(path, "ckpt.pt")):
         file = path if path.endswith(".pt") else os.path.join(path, "ckpt.pt")
         fields, tensors = read_nanogpt(file, kwargs.get("vocab_size", OPENAI_VOCABULARY))
     else:
         lookup = pin_revision(path, lookup)
-        fields, tensors, keep = read_transformers(path, lookup, use_safetensors, variant)
+        fields, tensors, keep = read_transformers(
+            path, lookup | format_options, has_config=kwargs.get("config") is None
+        )
         if model_class.can_generate() and kwargs.get("generation_config") is None:
             kwargs["generation_config"] = read_generation_config(path, lookup)
 
@@ -250,8 +242,7 @@ def check_complete(state_dict: dict, shapes: Shapes, origin: str) -> None:
     missing = [name for name in shapes if name not in state_dict and name.split(".")[0] in present]
     if missing:
         names = list(dict.fromkeys(to_gpt2_name(name) for name in missing))
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        raise ValueError(f"{origin}: missing key {', '.join(map(repr, names[:3]))}{more}.")
+        raise ValueError(f"{origin}: missing key {listed(names)}.")
 
 
 def to_gpt2_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -325,37 +316,22 @@ def target_dtype(dtype, config: ScratchGPT2Config) -> torch.dtype | None:
 # The readers: each yields GPT-2's names and layout
 
 
-def read_transformers(name: str, lookup: dict, use_safetensors: bool | None, variant: str | None):
-    """Configuration and tensors of a repository or folder that transformers' GPT-2 could load; and whether they may be
-    kept, as those of safetensors, which are memory maps as in transformers. In a pickle tensors can share memory."""
-    fields, _ = PreTrainedConfig.get_config_dict(name, **lookup)
-    files = find_weight_files(name, lookup, use_safetensors, variant)
+def read_transformers(name: str, hub_kwargs: dict, has_config: bool):
+    """Configuration and tensors of a repository or folder that transformers' GPT-2 could load; and whether the tensors
+    may be kept, as those of safetensors, which are memory maps as in transformers. In a pickle they can share memory.
+    """
+    fields = PreTrainedConfig.get_config_dict(name, **hub_kwargs)[0] if has_config else {}
+    if has_config and not fields:
+        raise FileNotFoundError(f"{name} has no config.json; copy it too, or give a configuration with config=.")
+    files = find_weight_files(name, hub_kwargs, fields)
+    if not files:
+        where = "in that folder" if os.path.isdir(name) else "in the local cache, nor on the Hub if it can be reached"
+        raise FileNotFoundError(
+            f"No GPT-2 weights for {name!r}: neither {' nor '.join(WEIGHT_FILES[::2])} is {where}; give a folder that "
+            "has them."
+        )
     tensors = (pair for file in files for pair in read_tensors(file))
     return fields, tensors, all(file.endswith(".safetensors") for file in files)
-
-
-def find_weight_files(name: str, lookup: dict, use_safetensors: bool | None, variant: str | None) -> list[str]:
-    """The first of `WEIGHT_FILES` that there is, or the shards that its index names; downloaded if needed."""
-    for candidate in WEIGHT_FILES:
-        if use_safetensors not in (None, "safetensors" in candidate):
-            continue
-        if variant is not None:
-            stem, extension = candidate.rsplit(".", 1)
-            candidate = f"{stem}.{variant}.{extension}"
-        file = cached_file(name, candidate, _raise_exceptions_for_missing_entries=False, **lookup)
-        if file is None:
-            continue
-        if not file.endswith(".json"):
-            return [file]
-        check_index(file)
-        with reading(file):
-            shards, _ = get_checkpoint_shard_files(name, file, **lookup)
-        return shards
-    where = "in that folder" if os.path.isdir(name) else "in the local cache, nor on the Hub if that can be reached"
-    raise FileNotFoundError(
-        f"No GPT-2 weights for {name!r}: neither {' nor '.join(WEIGHT_FILES[::2])} is {where}; give a folder that "
-        "has them."
-    )
 
 
 def read_tensors(file: str) -> Tensors:
@@ -440,30 +416,3 @@ def read_nanogpt(file: str, vocab_size: int):
                 yield name.removesuffix("weight") + "bias", tensor.new_zeros(tensor.shape[0])
 
     return fields | special_tokens(fields["vocab_size"]), tensors()
-
-
-def load_pickle(file: str) -> dict:
-    """`torch.load` of tensors and plain values only: no code of the file is run, and nothing is unpacked."""
-    with reading(file):
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise ValueError("PyTorch never compresses, and a small file could fill the memory")
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-        return dict(checkpoint)
-
-
-@contextmanager
-def reading(file: str, *more_errors: type[Exception]):
-    """Turn what libraries raise for damaged and dangerous files into a ValueError of one sentence."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error.filename or file} is missing; the checkpoint is not complete.") from error
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{file} is damaged, or holds Python objects that could run code when loaded; ask for a safetensors file."
-        ) from error
-    except (*READ_ERRORS, *more_errors) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{file} cannot be read ({reason}): it is damaged or incomplete; copy it again.") from error

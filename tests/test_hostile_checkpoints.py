@@ -133,10 +133,10 @@ CASES = {
     "zip bomb, pickle": (lambda folder: zip_bomb(folder, "data.pkl"), "run code|never compresses"),
     "index naming a file above": (
         lambda folder: index_that_leaves(folder, "../outside.safetensors"),
-        "no file beside",
+        "not a file beside",
     ),
-    "index naming a system file": (lambda folder: index_that_leaves(folder, "../../etc/passwd"), "no file beside"),
-    "index naming an absolute path": (lambda folder: index_that_leaves(folder, "/etc/passwd"), "no file beside"),
+    "index naming a system file": (lambda folder: index_that_leaves(folder, "../../etc/passwd"), "not a file beside"),
+    "index naming an absolute path": (lambda folder: index_that_leaves(folder, "/etc/passwd"), "not a file beside"),
 }
 
 

@@ -174,7 +174,7 @@ def test_hub_id_with_cache_dir_and_revision(tmp_path):
         ScratchGPT2ForCausalLM.from_pretrained("somebody/gpt2", cache_dir=tmp_path, revision="old")
     assert str(error.value) == (
         "No GPT-2 weights for 'somebody/gpt2': neither model.safetensors nor pytorch_model.bin is in the local cache, "
-        "nor on the Hub if that can be reached; give a folder that has them."
+        "nor on the Hub if it can be reached; give a folder that has them."
     )
 
 
