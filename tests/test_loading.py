@@ -145,7 +145,7 @@ def test_a_gap_in_the_network_is_an_error(change, message, tmp_path):
             auto.from_pretrained(tmp_path)
         assert str(error.value) == f"The checkpoint {tmp_path} {message}"
     head = scratch_gpt2.ScratchGPT2ForSequenceClassification
-    with pytest.raises(ValueError, match="lacks 'model."):
+    with pytest.raises(ValueError, match=r"lacks 'model\."):
         head.from_pretrained(tmp_path)
     base = scratch_gpt2.ScratchGPT2Model
     with pytest.raises(ValueError, match=r"lacks '(norm|layers)"):
