@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeline
 
 import scratch_gpt2
+from scratch_gpt2.checkpoint_files import TRAVELLING_FILES
 
 HEADS = {
     "AutoModel": "ScratchGPT2Model",
@@ -22,13 +24,14 @@ HEADS = {
     "AutoModelForTokenClassification": "ScratchGPT2ForTokenClassification",
     "AutoModelForQuestionAnswering": "ScratchGPT2ForQuestionAnswering",
 }
-CODE = [
-    "checkpoint_files.py",
-    "configuration_scratch_gpt2.py",
-    "heads_scratch_gpt2.py",
-    "linear_cross_entropy.py",
-    "modeling_scratch_gpt2.py",
-]
+PLACES = {
+    "AutoModel": "modeling_scratch_gpt2.ScratchGPT2Model",
+    "AutoModelForCausalLM": "modeling_scratch_gpt2.ScratchGPT2ForCausalLM",
+    "AutoModelForSequenceClassification": "heads_scratch_gpt2.ScratchGPT2ForSequenceClassification",
+    "AutoModelForTokenClassification": "heads_scratch_gpt2.ScratchGPT2ForTokenClassification",
+    "AutoModelForQuestionAnswering": "heads_scratch_gpt2.ScratchGPT2ForQuestionAnswering",
+}
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def make_config(tokenizer):
@@ -141,14 +144,10 @@ def test_a_spawned_worker_knows_the_classes(checkpoints, tiny_tokenizer):
 def test_a_checkpoint_takes_its_code_along(head, tiny_tokenizer, tmp_path):
     getattr(scratch_gpt2, head)(make_config(tiny_tokenizer)).save_pretrained(tmp_path)
     generation = ["generation_config.json"] if head.endswith(("CausalLM", "DoubleHeadsModel")) else []
-    expected = [*CODE, "config.json", "model.safetensors", *generation]
+    expected = [*TRAVELLING_FILES, "config.json", "model.safetensors", *generation]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(expected)
     auto_map = json.loads((tmp_path / "config.json").read_text())["auto_map"]
-    in_modeling = ("ScratchGPT2Model", "ScratchGPT2ForCausalLM")
-    of_the_heads = {
-        name: f"{'modeling' if head in in_modeling else 'heads'}_scratch_gpt2.{head}" for name, head in HEADS.items()
-    }
-    assert {name: auto_map[name] for name in HEADS} == of_the_heads
+    assert {name: auto_map[name] for name in HEADS} == PLACES
     assert auto_map["AutoConfig"] == "configuration_scratch_gpt2.ScratchGPT2Config"
 
 
@@ -219,13 +218,101 @@ def test_every_head_loads_without_the_package(without_the_package, checkpoints, 
 @pytest.mark.parametrize("auto_class", HEADS)
 def test_a_second_save_without_the_package_is_as_complete_as_the_first(auto_class, without_the_package, checkpoints):
     results, _, _ = without_the_package
-    for name in CODE:
+    for name in TRAVELLING_FILES:
         assert (results / auto_class / name).read_text() == (checkpoints / auto_class / name).read_text()
 
 
 def test_conversion_asks_for_the_package(without_the_package):
     _, printed, foreign = without_the_package
     assert printed.strip() == f"Install scratch_gpt2 to convert the checkpoint {foreign}."
+
+
+# Checkpoints of version 0.1, when all heads were in one file
+
+BEFORE = "5e788cd"
+SAVE_BEFORE = """
+import sys
+
+sys.path.insert(0, sys.argv[2])
+import torch
+import scratch_gpt2
+torch.manual_seed(0)
+config = scratch_gpt2.ScratchGPT2Config(
+    vocab_size=290, n_positions=32, n_embd=16, n_layer=2, n_head=2, num_labels=3, initializer_range=0.3
+)
+for head in ("ForCausalLM", "ForSequenceClassification"):
+    getattr(scratch_gpt2, f"ScratchGPT2{head}")(config).save_pretrained(f"{sys.argv[1]}/{head}")
+"""
+LOAD_BEFORE = """
+import sys
+import torch
+import transformers
+
+folder, results = sys.argv[1:]
+ids = torch.arange(18).view(2, 9)
+outputs = {}
+for saved in ("ForCausalLM", "ForSequenceClassification"):
+    for name in ("ForCausalLM", "ForSequenceClassification") if saved == "ForCausalLM" else (saved,):
+        auto = getattr(transformers, f"AutoModel{name}")
+        model = auto.from_pretrained(f"{folder}/{saved}", trust_remote_code=True).eval()
+        outputs[f"{saved} as {name}"] = model(ids).logits if saved == name else model.model(ids)[0]
+        model.save_pretrained(f"{results}/{saved}-{name}")
+        again = auto.from_pretrained(f"{results}/{saved}-{name}", trust_remote_code=True).eval()
+        outputs[f"{saved} as {name}, saved again"] = again(ids).logits if saved == name else again.model(ids)[0]
+torch.save(outputs, f"{results}/outputs.pt")
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoints_before(tmp_path_factory):
+    """Folder of checkpoints that the code of the last commit before the split has saved."""
+    code, folder = tmp_path_factory.mktemp("code"), tmp_path_factory.mktemp("before")
+    archive = subprocess.run(["git", "archive", BEFORE, "scratch_gpt2"], cwd=ROOT, capture_output=True)
+    if archive.returncode != 0:
+        pytest.skip(f"the history of this checkout does not reach back to {BEFORE}")
+    subprocess.run(["tar", "-x", "-C", code], input=archive.stdout, check=True)
+    run_python(SAVE_BEFORE, folder, code)
+    config = json.loads((folder / "ForCausalLM" / "config.json").read_text())
+    old_place = "modeling_scratch_gpt2.ScratchGPT2ForSequenceClassification"
+    assert config["auto_map"]["AutoModelForSequenceClassification"] == old_place
+    assert not (folder / "ForCausalLM" / "heads_scratch_gpt2.py").exists()
+    return folder
+
+
+def load_before(folder, results, with_package, modules):
+    """Outputs of all checkpoints in `folder`, also after saving them again to `results`."""
+    results.mkdir()
+    code = LOAD_BEFORE if with_package else WITHOUT_THE_PACKAGE.split("import torch")[0] + LOAD_BEFORE
+    code = "import scratch_gpt2\n" + code if with_package else code
+    run_python(code, folder, results, HF_MODULES_CACHE=str(modules))
+    return torch.load(results / "outputs.pt", weights_only=True)
+
+
+def test_checkpoints_of_before_load_and_are_saved_again(checkpoints_before, tmp_path):
+    without = load_before(checkpoints_before, tmp_path / "without", with_package=False, modules=tmp_path / "a")
+    present = load_before(checkpoints_before, tmp_path / "with", with_package=True, modules=tmp_path / "b")
+    assert len(present) == 6
+    torch.testing.assert_close(present, without, rtol=0, atol=1e-6)
+
+    saved = tmp_path / "with" / "ForCausalLM-ForCausalLM"
+    auto_map = json.loads((saved / "config.json").read_text())["auto_map"]
+    assert {name: auto_map[name] for name in HEADS} == PLACES
+    assert {file.name for file in saved.glob("*.py")} == set(TRAVELLING_FILES)
+    again = tmp_path / "again"
+    for folder in ("ForCausalLM", "ForSequenceClassification"):
+        (tmp_path / "resaved").mkdir(exist_ok=True)
+        (tmp_path / "with" / f"{folder}-{folder}").rename(tmp_path / "resaved" / folder)
+    later = load_before(tmp_path / "resaved", again, with_package=False, modules=tmp_path / "c")
+    torch.testing.assert_close(later, without, rtol=0, atol=1e-6)
+
+
+def test_an_entry_that_names_a_repository_stays():
+    kept = {"AutoModelForCausalLM": "somebody/gpt2--modeling_scratch_gpt2.ScratchGPT2ForCausalLM"}
+    other = {"AutoTokenizer": ["tokenization.Slow", None]}
+    old = {"AutoModelForTokenClassification": "modeling_scratch_gpt2.ScratchGPT2ForTokenClassification"}
+    auto_map = scratch_gpt2.ScratchGPT2Config(auto_map=kept | other | old).auto_map
+    assert {name: auto_map[name] for name in HEADS} == PLACES | kept
+    assert auto_map["AutoTokenizer"] == other["AutoTokenizer"]
 
 
 # Pipelines and tokenizers
