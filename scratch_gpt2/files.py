@@ -43,7 +43,7 @@ def write_json(file: str | os.PathLike, value: object) -> None:
 def read_json(file: Path) -> dict:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is damaged ({error}); save the model again.") from error
 
 

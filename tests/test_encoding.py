@@ -47,7 +47,7 @@ def trained_tokenizer():
 @pytest.mark.parametrize("name", ["gpt2_tokenizer", "trained_tokenizer", "tiny_tokenizer"])
 def test_tiktoken_gives_the_tokenizers_own_ids(request, monkeypatch, name):
     def no_download(name):
-        raise AssertionError("the vocabulary is at hand")
+        raise AssertionError("the vocabulary is available locally")
 
     tokenizer = request.getfixturevalue(name)
     monkeypatch.setattr(tiktoken, "get_encoding", no_download)
@@ -119,7 +119,7 @@ def test_gpt2_with_a_space_before_the_text(gpt2_tokenizer):
     ("merges", "tokens", "ids"),
     [
         (["a b", "b c"], ["bc", "ab"], [257, 66]),  # tiktoken would join b and c first, which have the lower id
-        (["a b", "b c", "a bc"], ["ab", "bc", "abc"], [256, 66]),  # tiktoken would go on to join ab and c
+        (["a b", "b c", "a bc"], ["ab", "bc", "abc"], [256, 66]),  # tiktoken would then join ab and c
     ],
 )
 def test_ids_that_do_not_tell_the_merges(tiny_tokenizer, merges, tokens, ids):

@@ -259,6 +259,11 @@ def test_separators_are_the_eos_id_and_count_no_bytes(gpt2_tokenizer, monkeypatc
     assert result.bits_per_byte == pytest.approx(math.log2(50257) * len(ids) / size)
 
 
+def test_a_separator_that_does_not_occur_is_said(gpt2_tokenizer, caplog):
+    perplexity(uniform_model(50257), gpt2_tokenizer, "a b c", separator="|")
+    assert caplog.messages == ["The text is one document, because the document separator '|' does not occur."]
+
+
 def recording(forward, seen):
     @functools.wraps(forward)
     def recorded(*arguments, **options):

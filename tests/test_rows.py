@@ -1,4 +1,4 @@
-"""Rows of every kind of file, as people have them: right, or refused in one sentence that names the file."""
+"""Rows of every kind of file: read correctly, or refused in one sentence that names the file."""
 
 import bz2
 import gzip
@@ -15,6 +15,8 @@ from scratch_gpt2.data.rows import describe_files, describe_hub, hub_id, hub_row
 from scratch_gpt2.data.text_classification import read_labelled_text
 from scratch_gpt2.data.text_files import kind_of
 from scratch_gpt2.data.text_sources import find_files, read_files, read_whole_text
+from scratch_gpt2.evaluation.hellaswag import read_hellaswag
+from scratch_gpt2.evaluation.judge import read_responses
 
 AWKWARD = "a\u2028b\x0cc\u0085d"  # str.splitlines would cut it into four
 ROWS = [{"text": AWKWARD, "label": "1"}, {"text": "two, or more", "label": "2"}]
@@ -60,7 +62,7 @@ def test_every_kind_of_file_plain_and_compressed(tmp_path, kind, suffix):
         assert rows_in(tmp_path / names[0]) == ROWS
 
 
-def test_kinds_are_told_by_the_suffix_before_the_compression():
+def test_the_kind_is_the_suffix_before_that_of_the_compression():
     names = ("a.jsonl", "a.b/C.TXT.GZ", "a.tar.xz", "SMSSpamCollection", "spam.zst", "a.csv.zip")
     assert [kind_of(name) for name in names] == [".jsonl", ".txt", ".tar", "", "", ".zip"]
 
@@ -152,7 +154,7 @@ def test_a_missing_file_and_a_missing_column(tmp_path):
         rows_in(tmp_path / "a.parquet", ["text"])
 
 
-# Texts, labelled texts and instructions from the same kinds of files. A file's content, then what is read from it.
+# The content of a file, then what is read from it or the error.
 TEXTS = {
     "bom.txt": (BOM + b"one\n", ["one\n"]),
     "crlf.txt": (b"one\r\ntwo\r\n", ["one\r\ntwo\r\n"]),
@@ -256,6 +258,51 @@ def test_instructions_of_the_zoo(tmp_path, name):
     with pytest.raises(ValueError) as error:
         read_instructions(str(file))
     assert str(error.value).startswith(expected.replace("FILE", str(file))) and "\n" not in str(error.value)
+
+
+HELLASWAG = {
+    "ind": 1,
+    "activity_label": "Sitting",
+    "ctx_a": "The cat sits.",
+    "ctx_b": "it",
+    "endings": ["sleeps.", "barks.", "flies.", "reads."],
+    "label": 0,
+}
+RESPONSE = INSTRUCTION | {"input": "", "response": "one"}
+READERS = {
+    "hellaswag": (read_hellaswag, HELLASWAG, "holds no example"),
+    "judge": (lambda file: read_responses(str(file)), RESPONSE, "has no rows"),
+    "sft and respond": (lambda file: read_instructions(str(file)), INSTRUCTION, "There is no instruction with an ans"),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_json_lines_of_every_script(tmp_path, name):
+    read, row, nothing = READERS[name]
+    line = json.dumps(row).encode()
+    files = {
+        "plain.jsonl": (line, 1),
+        "bom.jsonl": (BOM + line + b"\n" + line, 2),
+        "crlf.jsonl": (line + b"\r\n\r\n" + line + b"\r\n", 2),
+        "ROWS.JSONL": (line + b"\n", 1),
+        "rows.jsonl.gz": (gzip.compress(line), 1),
+        "empty.jsonl": (b"", nothing),
+        "utf16.jsonl": (line.decode().encode("utf-16"), "utf16.jsonl is not UTF-8 but UTF-16 or a binary file"),
+        "latin.jsonl": (line.replace(b"one", b"\xe9").replace(b"cat", b"\xe9"), "is not UTF-8 (byte 0xe9)"),
+        "nul.jsonl": (line + b"\n\0\n", "line 2 is not JSON: Expecting value"),
+        "columns.jsonl": (b'{"a": 1}', "line 1"),
+        "nested.jsonl": (line + b"\n" + DEEP, "line 2 is JSON that is nested too deeply"),
+        "digits.jsonl": (b'{"a": ' + DIGITS + b"}", "line 1 has a number of too many digits"),
+        "list.jsonl": (b"[1]", "line 1 is not a JSON object"),
+    }
+    for file, (content, expected) in files.items():
+        (tmp_path / file).write_bytes(content)
+        if isinstance(expected, int):
+            assert len(read(tmp_path / file)) == expected, file
+            continue
+        with pytest.raises(ValueError) as error:
+            read(tmp_path / file)
+        assert expected in str(error.value) and file in str(error.value) and "\n" not in str(error.value), file
 
 
 def test_classes_of_the_hub_have_their_names(monkeypatch):

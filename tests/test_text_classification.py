@@ -35,7 +35,7 @@ ROWS = [
 
 
 def make_rows(**numbers):
-    """So many different texts of each label, labels in turn as long as they last."""
+    """The given number of different texts of each label, labels alternating while they last."""
     rows = [{"text": f"{label} {i}", "label": label} for label, number in numbers.items() for i in range(number)]
     return sorted(rows, key=lambda row: int(row["text"].split()[1]))
 
@@ -106,7 +106,7 @@ def test_unescape():
     assert rows[0]["text"] == "I &lt;#&gt; &amp; u"
 
 
-def test_duplicates_go_and_of_contradictory_texts_all():
+def test_duplicates_are_removed_and_contradictory_texts_altogether():
     rows = [
         {"text": text, "label": label}
         for text, label in [("a", "ham"), ("b", "spam"), ("a", "ham"), ("c", "ham"), ("c", "spam"), ("c", "ham")]
@@ -170,7 +170,7 @@ def test_classes_are_in_natural_order(order):
     assert prepared.label_names == order == list(prepared.report["labels_read"])
 
 
-def test_balance_draws_as_many_of_each_in_their_old_order():
+def test_balance_draws_as_many_of_each_in_their_original_order():
     rows = make_rows(ham=50, spam=5, other=9)
     balanced = balance(rows, seed=1)
     assert Counter(row["label"] for row in balanced) == {"ham": 5, "spam": 5, "other": 5}
@@ -254,7 +254,7 @@ def test_a_missing_file_and_a_misspelt_column(tmp_path):
         read_labelled_text(tmp_path / "a.tsv", "txt")
 
 
-def test_a_header_that_was_taken_for_a_row_is_found_out(tmp_path):
+def test_a_header_that_was_taken_for_a_row_is_detected(tmp_path):
     rows = "".join(f"{row['label']}\t{row['text']}\n" for row in make_rows(ham=5, spam=5))
     (tmp_path / "a.tsv").write_text("class\tmessage\n" + rows)
     with pytest.raises(ValueError, match=r"'class' has only 1 of 11 rows.*\(a header that the columns were not named"):
@@ -280,12 +280,12 @@ def test_prepare_reports_each_step():
         "test": {"ham": 2, "spam": 2},
     }
     assert prepared.label_names == ["ham", "spam"]
-    # All texts of a label are alike but for the number.
+    # All texts of a label are alike except for the number.
     near = [part["near_duplicates_of_train"] for part in report["splits"].values()]
     assert near == [0, 2, 4]
 
 
-def test_near_duplicates_differ_in_capitals_blanks_and_digits_alone():
+def test_near_duplicates_differ_only_in_case_spaces_and_digits():
     assert likeness("Call  0800 12 now") == likeness(" CALL 09 7 NOW\n") == "call 0 0 now"
     assert likeness("Call 0800 now") != likeness("Call now") != likeness("Call cow")
 
@@ -377,7 +377,7 @@ def test_the_sms_collection(shared_data, tmp_path, monkeypatch, capsys):
 
 
 def test_the_setting_of_the_tutorials(shared_data, tmp_path, monkeypatch, capsys):
-    """747 messages of either kind; with duplicates, some of the test messages are training messages as well."""
+    """747 messages of each kind; with duplicates, some test messages are training messages as well."""
     file, folder = shared_data / "sms_spam_collection.tsv", tmp_path / "sms"
     options = ("--input", file, "--output", folder, "--balance", "--keep_duplicates")
     code, printed, errors = run_example(monkeypatch, capsys, *options)

@@ -146,7 +146,7 @@ def test_a_separator_that_does_not_occur_is_said(tmp_path, caplog):
     (tmp_path / "a.txt").write_text("one\ntwo\n")
     assert list(read_files([str(tmp_path / "a.txt")], separator="---")) == [("one\ntwo\n", True)]
     assert caplog.messages == [
-        f"{tmp_path}/a.txt: the document separator '---' does not occur; the text is one document."
+        f"{tmp_path}/a.txt is one document, because the document separator '---' does not occur."
     ]
     caplog.clear()
     assert list(read_files([str(tmp_path / "a.txt")])) == [("one\ntwo\n", True)]

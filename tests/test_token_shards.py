@@ -156,13 +156,13 @@ def test_documents_keep_their_order_on_many_threads(tmp_path, monkeypatch, byte_
 
 
 @pytest.mark.parametrize("texts", [[], [""]])
-def test_less_than_two_tokens_are_too_few(tmp_path, byte_tokenizer, texts):
+def test_fewer_than_two_tokens_are_too_few(tmp_path, byte_tokenizer, texts):
     with pytest.raises(ValueError, match=r"^The text has only 0 tokens, too few to train and to validate on; give m"):
         write(tmp_path, byte_tokenizer, texts, 4)
     assert list(tmp_path.iterdir()) == []
 
 
-# Of the text a tenth is for validation, or one shard if that is less; of a short one 1,024 tokens or half.
+# A tenth of the text is for validation, or one shard if that is less; of a short text 1,024 tokens or half.
 SPLITS = {  # tokens: (tokens for validation, tokens in each shard for training), in shards of 5,000
     2: (1, [1]),
     1001: (500, [501]),
@@ -175,7 +175,7 @@ SPLITS = {  # tokens: (tokens for validation, tokens in each shard for training)
 
 
 def write_tokens(folder, tokenizer, count):
-    """One document of so many tokens, in shards of 5,000; returns the tokens."""
+    """One document of `count` tokens, in shards of 5,000; returns the tokens."""
     text = ("abc" * count)[: count - 1]
     write(folder, tokenizer, [text], 5000)
     return [64 + "abc".index(character) for character in text] + [EOS]
@@ -240,12 +240,12 @@ KILLED_AT = {
     "after the first shard": ("write_index", 2, 1),
     "during a shard": ("save", 5, 4),
     "between a shard and the index": ("sha256", 8, 7),
-    "before it is said to be complete": ("write_index", 20, 19),
+    "before it is marked as complete": ("write_index", 20, 19),
 }
 
 
 @pytest.mark.parametrize("point", KILLED_AT)
-def test_a_killed_run_goes_on_at_the_exact_token(tmp_path, byte_tokenizer, uninterrupted, point, monkeypatch):
+def test_a_killed_run_continues_at_the_exact_token(tmp_path, byte_tokenizer, uninterrupted, point, monkeypatch):
     function, call, finished = KILLED_AT[point]
     process = multiprocessing.get_context("fork").Process(
         target=write_until_killed, args=(tmp_path, byte_tokenizer, function, call)
@@ -266,7 +266,7 @@ def test_a_killed_run_goes_on_at_the_exact_token(tmp_path, byte_tokenizer, unint
 
 
 def test_a_run_stopped_at_every_shard_in_turn(tmp_path, byte_tokenizer, uninterrupted, monkeypatch):
-    """Each call writes one shard more, whatever stands at the border: the end of a document or the middle."""
+    """Each call writes one shard more, whether a document ends at the border or continues."""
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 100)
     real = token_shards.write_index
 
@@ -317,7 +317,7 @@ def test_a_folder_begun_with_other_arguments(tmp_path, byte_tokenizer, tiny_toke
 
 
 @pytest.mark.parametrize("full", ["save", "fsync"])
-def test_a_full_disk_leaves_no_half_file_and_the_run_goes_on(
+def test_a_full_disk_leaves_no_partial_file_and_the_run_continues(
     tmp_path, byte_tokenizer, uninterrupted, full, monkeypatch
 ):
     monkeypatch.setattr(encoding, "BATCH_CHARACTERS", 100)
@@ -483,9 +483,10 @@ def test_damaged_shards_are_named(tmp_path, byte_tokenizer):
         (tmp_path / "index.json").write_text(foreign)
         with pytest.raises(ValueError, match=r"index\.json is not an index of token shards; choose another folder"):
             verify(tmp_path)
-    (tmp_path / "index.json").write_text('{"form')
-    with pytest.raises(ValueError, match=r"index\.json is damaged; delete the folder and make the shards again\.$"):
-        verify(tmp_path)
+    for damaged in ('{"form', "[" * 100_000):
+        (tmp_path / "index.json").write_text(damaged)
+        with pytest.raises(ValueError, match=r"index\.json is damaged; delete the folder and make the shards again\."):
+            verify(tmp_path)
 
 
 # Parts
@@ -673,7 +674,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path, documents):
             prepare(*arguments, "--output", folder)
     assert contents(folder) == {"index.json": b'[{"text": "one"}, {"text": "two"}]'}
     text = (tmp_path / "text.jsonl").read_bytes()
-    with pytest.raises(OSError, match=r"text\.jsonl"):
+    with pytest.raises(NotADirectoryError, match=r"text\.jsonl is a file; choose another output folder\.$"):
         prepare(*documents, "--output", tmp_path / "text.jsonl")
     assert (tmp_path / "text.jsonl").read_bytes() == text
 
@@ -710,7 +711,7 @@ def test_standard_input_and_a_new_tokenizer(tmp_path, byte_tokenizer):
 
 
 def test_the_default_size_of_shards(tmp_path, byte_tokenizer):
-    """About a twentieth of local text, also in parquet; of standard input, of unknown size, a shard is split."""
+    """About a twentieth of local text, also in Parquet; standard input has no known size, so its shard is split."""
     byte_tokenizer.save_pretrained(tmp_path / "bytes")
     table = pyarrow.table({"text": [f"document {i:05d}" for i in range(2000)]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", compression="none", use_dictionary=False)

@@ -1,7 +1,7 @@
 """Batches of encoded conversations: padded, or packed so that nothing is computed on padding.
 
-Rows are dicts of `input_ids` and `labels`, as `instructions.encode_conversation` makes them. GPT-2 pads with its
-end-of-text token, so padding is told apart by length and never by id: a real end of text keeps its label.
+Rows are dicts of `input_ids` and `labels` from `instructions.encode_conversation`. GPT-2 pads with its end-of-text
+token, so padding is recognized by length and never by id: a real end of text keeps its label.
 """
 
 from bisect import bisect_left, insort
@@ -17,7 +17,7 @@ Row = dict[str, list[int]]
 
 @dataclass
 class PaddingCollator:
-    """Fills rows up on the right to the longest of the batch: labels with -100, the attention mask with 0."""
+    """Pads rows on the right to the longest of the batch: labels with -100, the attention mask with 0."""
 
     pad_token_id: int
 
@@ -33,8 +33,8 @@ class PaddingCollator:
 
 @dataclass
 class PackingCollator:
-    """Batches rows from `pack`. There is no attention mask: that positions start again tells the model where a
-    document begins. What fills up the shorter rows is a document of its own, which no other one sees."""
+    """Batches rows from `pack`. There is no attention mask: positions that restart at 0 tell the model where a
+    document begins. The padding of shorter rows is a separate document, which no other document attends to."""
 
     pad_token_id: int
 
@@ -57,8 +57,8 @@ def pack(examples: list[Row], length: int) -> list[Row]:
     """Join examples into few rows of at most `length` tokens, without cutting any.
 
     Best fit decreasing (Johnson 1973; used for packing by Ding et al. 2024, arXiv:2404.10830): from the longest
-    example to the shortest, each goes into the row that it fills up best. Rows get `position_ids`, which start again
-    at 0 with each example. The first label of each is -100: the token before it belongs to another example.
+    example to the shortest, each goes into the row where it leaves the least room. Rows get `position_ids`, which
+    restart at 0 with each example. The first label of each is -100: the token before it belongs to another example.
 
     Raises ValueError for an example that is longer than `length`.
     """

@@ -107,8 +107,8 @@ def plain_encoder(tokenizer: PreTrainedTokenizerBase, dtype: type) -> Callable[[
 
 
 def encode_documents(documents: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids of a text from its `split_documents`: the end-of-text id stands where the separators were, once where
-    nothing is between two of them. Special tokens in a document are ordinary characters."""
+    """The ids of a text from its `split_documents`, with the end-of-text id in place of the separators, once for
+    several in a row. Special tokens in a document are ordinary characters."""
     last = len(documents) - 1
     kept = [document for number, document in enumerate(documents) if document or number in (0, last)]
     ids: list[int] = []

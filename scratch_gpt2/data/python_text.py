@@ -1,4 +1,4 @@
-"""Text that every Python brings along, to learn from without any download: its reference and its docstrings."""
+"""Text that comes with every Python, to train on without a download: its reference and its docstrings."""
 
 import ast
 import sysconfig
@@ -11,8 +11,8 @@ NOT_THE_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test
 def python_documents(docstrings: bool) -> list[str]:
     """The language reference, topic by topic, and the docstrings of the standard library, module by module.
 
-    The modules are read, not imported. Left out are paragraphs of interpreter sessions, which are hardly prose, and
-    those that come again, as in topics that contain others: nothing in a validation part shall be seen in training.
+    The modules are read, not imported. Paragraphs of interpreter sessions are left out, as they are hardly prose, and
+    so are repeated paragraphs, as in topics that contain others: no validation text may occur in the training text.
     """
     documents = list(topics.values())
     if docstrings:

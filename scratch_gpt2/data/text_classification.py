@@ -331,7 +331,7 @@ def load_prepared(folder: str | os.PathLike) -> PreparedClassification:
                 raise ValueError(f"{name}.jsonl was changed")
             splits[name] = [json.loads(line) for line in written.split(b"\n")[:-1]]
         return PreparedClassification(splits, report["label_names"], report)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"{folder} is damaged ({reason}); make it again with examples/prepare_classification.py."

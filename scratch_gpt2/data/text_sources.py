@@ -134,13 +134,18 @@ def documents_of_rows(rows: Iterable[Located], text_column: str, separator: str 
     source = origin.rpartition(",")[0]
     if nulls:
         logger.warning("%s: rows left out because their %s is null: %d.", source, text_column, nulls)
-    if seen_marker:
-        warn_of_marker(source, separator)
+    warn_of_separators(source, separator, found=True, marker=seen_marker)
 
 
-def warn_of_marker(source: str, separator: str | None) -> None:
-    chosen = "no document separator is set" if separator is None else f"the document separator is {separator!r}"
-    logger.warning("%s contains %s, which is read as ordinary text because %s.", source, END_OF_TEXT, chosen)
+def warn_of_separators(source: str, separator: str | None, found: bool, marker: bool) -> None:
+    """Say where a chosen separator does not occur, and where `<|endoftext|>` is no separator although it occurs."""
+    if separator == END_OF_TEXT:
+        return
+    if marker:
+        reason = "no document separator is set" if separator is None else f"the document separator is {separator!r}"
+        logger.warning("%s contains %s, which is read as ordinary text because %s.", source, END_OF_TEXT, reason)
+    if separator is not None and not found:
+        logger.warning("%s is one document, because the document separator %r does not occur.", source, separator)
 
 
 def checked(text: str, origin: str) -> str:
@@ -167,6 +172,7 @@ def read_text(file: str, separator: str | None = END_OF_TEXT) -> Iterator[Piece]
 def split_documents(text: str, separator: str | None = END_OF_TEXT) -> list[str]:
     """The documents of a whole text: one more than it has separators, and some may be empty."""
     first, *others = re.split(separator_pattern(separator), text) if separator else [text]
+    warn_of_separators("The text", separator, found=bool(others), marker=END_OF_TEXT in text)
     if not others:
         return [first]
     return [first.rstrip(LINE_BREAKS), *(document.strip(LINE_BREAKS) for document in others)]
@@ -184,7 +190,7 @@ def split_text(opened: TextIO, separator: str | None = END_OF_TEXT, name: str = 
     rest, separated, seen_marker = "", False, False
     while text := opened.read(PIECE_CHARACTERS):
         rest += text
-        seen_marker = seen_marker or (separator != END_OF_TEXT and END_OF_TEXT in rest)
+        seen_marker = seen_marker or END_OF_TEXT in rest
         if pattern is not None:
             *documents, rest = pattern.split(rest)
             for document in documents:
@@ -194,10 +200,7 @@ def split_text(opened: TextIO, separator: str | None = END_OF_TEXT, name: str = 
             yield rest[:cut].lstrip(LINE_BREAKS) if separated else rest[:cut], False
             rest = rest[cut:]
     yield rest.strip(LINE_BREAKS) if separated else rest, True
-    if separator not in (None, END_OF_TEXT) and not separated:
-        logger.warning("%s: the document separator %r does not occur; the text is one document.", name, separator)
-    if seen_marker:
-        warn_of_marker(name, separator)
+    warn_of_separators(name, separator, found=separated, marker=seen_marker)
 
 
 def find_cut(text: str, longest_separator: int) -> int:

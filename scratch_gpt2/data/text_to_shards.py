@@ -1,9 +1,9 @@
 """From text to a folder of token shards and their tokenizer, for examples/prepare_text.py and examples/pretrain.py."""
 
 import contextlib
-import logging
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,8 +24,6 @@ TRAINING_CHARACTERS = 100_000_000
 MIN_SHARD_TOKENS = 256
 BYTES_PER_TOKEN = 4  # of English
 COMPRESSION = 3  # of English by gzip, xz or zstd, roughly
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,6 +83,8 @@ def text_to_shards(
     if shard_tokens is not None and shard_tokens < 1:
         raise ValueError(f"shard_tokens is {shard_tokens} but must be at least 1.")
     output = Path(output)
+    if output.is_file():
+        raise NotADirectoryError(f"{output} is a file; choose another output folder.")
     folder = output if part[1] == 1 else output / f"part_{part[0]:05d}"
     begun = (folder / INDEX).is_file()
     if begun and STDIN in source.files:
@@ -115,7 +115,7 @@ def make_tokenizer(
         return load_tokenizer(saved)
     if STDIN in source.files:
         raise ValueError("Standard input can be read only once: train the tokenizer on files, or choose one.")
-    logger.warning("Training a tokenizer of %d tokens ...", vocab_size)
+    print(f"Training a tokenizer of {vocab_size:,} tokens ...", file=sys.stderr)
     return train_tokenizer(first_texts(source.pieces(), TRAINING_CHARACTERS), vocab_size)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..files import sha256, write_atomically
@@ -198,7 +199,8 @@ class ShardWriter:
 
 
 def tqdm_tokens(encoded_pieces: Iterator[tuple[np.ndarray, bool]]) -> Iterator[tuple[np.ndarray, bool]]:
-    with tqdm(unit=" tokens", unit_scale=True, desc="Tokenizing") as bar:
+    # Warnings about the text appear while it is tokenized; they must not be appended to the bar.
+    with logging_redirect_tqdm(), tqdm(unit=" tokens", unit_scale=True, desc="Tokenizing") as bar:
         for ids, ends_document in encoded_pieces:
             bar.update(len(ids))
             yield ids, ends_document
@@ -244,7 +246,7 @@ def read_index(folder: Path) -> dict:
         raise FileNotFoundError(
             f"{folder} has no token shards ({INDEX} is missing); make some with examples/prepare_text.py."
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{folder / INDEX} is damaged; delete the folder and make the shards again.") from error
     if not isinstance(index, dict) or "shards" not in index:
         raise ValueError(f"{folder / INDEX} is not an index of token shards; choose another folder.")
