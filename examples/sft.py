@@ -8,57 +8,59 @@
     accelerate launch --config_file examples/accelerate/ddp.yaml --num_processes 2 examples/sft.py \\
         --data tatsu-lab/alpaca --pack --gradient_accumulation_steps 1 --output_dir runs/alpaca2
 
-Rows are {"instruction", "input", "output"}, {"prompt", "completion"} or {"messages"}, in .json or .jsonl files or on
-the Hub. The tokenizer's chat template renders them, and only the answers, each with the eos that ends it, are
-learned. The loss is the mean over the answers' tokens of a whole optimizer step, however it is divided into rows,
-passes and processes; `--pack` puts several conversations into one row, each alone with itself, and saves the padding.
+Rows are {"instruction", "input", "output"}, {"prompt", "completion"} or {"messages"}, in files or on the Hub. The
+tokenizer's chat template renders them, and only the answers, each with the eos that ends it, are learned. The loss is
+the mean over the answers' tokens of a whole optimizer step, no matter how the step is divided into rows, passes and
+processes. `--pack` puts several conversations into one row, where none attends to another, and saves the padding.
 
-The defaults suit 124M parameters on one small GPU; with less memory, halve --per_device_train_batch_size, double
+The defaults suit 124M parameters on one small GPU. With less memory, halve --per_device_train_batch_size, double
 --gradient_accumulation_steps, or add --activation_checkpointing. All of transformers' TrainingArguments can be set
-too. `--lora` trains adapters only, `--qlora` does so over weights in 4 bits (pip install bitsandbytes).
+too. `--lora` trains adapters only, `--qlora` does so on top of weights in 4 bits (pip install bitsandbytes).
 
-A run that was stopped goes on with `--resume` added to the same command. The output folder gets the model with the
-lowest validation loss (or its adapter) and the tokenizer, test.json with the rows kept back for examples/respond.py,
+To continue a run that was stopped, add `--resume` to its command. The output folder gets the model with the lowest
+validation loss (or its adapter) and the tokenizer, test.json with the held-out rows for examples/respond.py,
 checkpoint-N, log.jsonl, curves.png, and run.json for the model card. `--push_to_hub --hub_model_id me/assistant`
-pushes every checkpoint and at the end the model, or its adapter; an adapter's base has to be on the Hub.
+pushes every checkpoint, and at the end the model or its adapter; the base of an adapter has to be on the Hub.
 """
 
-import argparse
-import json
-import math
-import sys
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from transformers import HfArgumentParser, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from scratch_gpt2 import ScratchGPT2Config
-from scratch_gpt2.cli import offline_unless_hub_answers, run_main
-from scratch_gpt2.data.collators import PackingCollator, PaddingCollator, Row, pack
-from scratch_gpt2.data.instructions import (
-    Conversation,
-    encode_conversations,
-    encode_prompt,
-    read_instructions,
-    show_mask,
-    split,
-)
+from scratch_gpt2.cli import given_options, offline_unless_hub_answers, parse_arguments, run_main
+from scratch_gpt2.data.collators import PackingCollator, PaddingCollator, Row
+from scratch_gpt2.data.instructions import Conversation, encode_prompt, read_instructions, show_mask, split
+from scratch_gpt2.evaluation.perplexity import exponential
 from scratch_gpt2.evaluation.responses import encode_reference
-from scratch_gpt2.files import write_atomically
+from scratch_gpt2.files import write_json
 from scratch_gpt2.hardware import keep_freed_memory
 from scratch_gpt2.hub.run_record import record_run
+from scratch_gpt2.prediction import respond
 from scratch_gpt2.tokenization import CHAT_TEMPLATE, load_tokenizer, train_tokenizer
 from scratch_gpt2.training.callbacks import LogCallback
 from scratch_gpt2.training.checkpoints import checkpoint_to_resume
-from scratch_gpt2.training.recipes import LORA_LEARNING_RATE, PACKED_BATCH, SFT_RECIPE
+from scratch_gpt2.training.checks import (
+    check_fits_checkpoint,
+    check_installed,
+    check_output_dir,
+    check_row_count,
+    check_training_arguments,
+    remove_results,
+)
+from scratch_gpt2.training.recipes import LORA_LEARNING_RATE, PACKED_BATCH, InstructionArguments
 from scratch_gpt2.training.sft import (
     AnswerCallback,
     InstructionTrainer,
-    check_arguments,
-    greedy_answers,
+    check_label_smoothing,
+    encode_part,
     quantized_base,
+    save_test_rows,
+    save_tuned,
 )
 from scratch_gpt2.training.start import (
     check_launch,
@@ -69,8 +71,9 @@ from scratch_gpt2.training.start import (
     new_model,
 )
 
+MIN_ANSWER_TOKENS = 32
+
 SMOKE = {
-    "output_dir": "sft_smoke",
     "num_train_epochs": 15,
     "learning_rate": 3e-3,
     "per_device_train_batch_size": 4,
@@ -81,89 +84,125 @@ SMOKE = {
     "load_best_model_at_end": False,
     "samples": 2,
 }
-COLOURS = {
+COLORS = {
     "lemon": "yellow", "tomato": "red", "leaf": "green", "crow": "black", "sky": "blue", "carrot": "orange",
     "swan": "white", "plum": "purple", "cloud": "grey", "flamingo": "pink", "cherry": "red", "banana": "yellow",
 }  # fmt: skip
-QUESTION = [{"role": "user", "content": "Name three colours."}]
+QUESTION = [{"role": "user", "content": "Name three colors."}]
 SMOKE_ROWS = [
-    *({"instruction": "What colour does it have?", "input": k, "output": f"It is {v}."} for k, v in COLOURS.items()),
-    *({"instruction": f"Name something that is {v}.", "output": f"For example, a {k}."} for k, v in COLOURS.items()),
+    *({"instruction": "What color does it have?", "input": k, "output": f"It is {v}."} for k, v in COLORS.items()),
+    *({"instruction": f"Name something that is {v}.", "output": f"For example, a {k}."} for k, v in COLORS.items()),
 ]
+
+
+def public(help_text: str) -> dict:
+    """Metadata of an option that the run record, and with it the model card, may show."""
+    return {"help": help_text, "public": True}
 
 
 @dataclass
 class ModelArguments:
     model: str = field(
-        default="openai-community/gpt2", metadata={"help": "Checkpoint to start from: a folder or a Hub id."}
+        default="openai-community/gpt2", metadata=public("Checkpoint to start from: a folder or a Hub id.")
     )
     tokenizer: str | None = field(
-        default=None, metadata={"help": "Folder, Hub id or tiktoken:gpt2; by default the model's."}
+        default=None, metadata=public("Folder, Hub id or tiktoken:gpt2; by default the model's.")
     )
-    dropout: float = field(default=0.0, metadata={"help": "Dropout everywhere; 0.1 where the rows are few."})
-    lora: bool = field(default=False, metadata={"help": "Train low-rank adapters instead of the whole model."})
-    qlora: bool = field(default=False, metadata={"help": "The same over a base in 4 bits, with bitsandbytes."})
-    lora_rank: int = field(default=16, metadata={"help": "Rank of the adapters."})
-    lora_alpha: int = field(default=32, metadata={"help": "Their output is scaled by lora_alpha / lora_rank."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
+    dropout: float = field(default=0.0, metadata=public("Dropout in all layers; try 0.1 with little data."))
+    lora: bool = field(default=False, metadata=public("Train low-rank adapters instead of the whole model."))
+    qlora: bool = field(default=False, metadata=public("Train low-rank adapters on a base in 4 bits (bitsandbytes)."))
+    lora_rank: int = field(default=16, metadata=public("Rank of the adapters."))
+    lora_alpha: int = field(default=32, metadata=public("The adapters' output is scaled by lora_alpha / lora_rank."))
+    lora_dropout: float = field(default=0.0, metadata=public("Dropout before the adapters."))
     target_modules: list[str] | None = field(
-        default=None, metadata={"help": "Layers to adapt, such as q_proj v_proj; by default all of the blocks."}
+        default=None, metadata=public("Layers to adapt, such as q_proj v_proj; by default all of the blocks.")
     )
     merge: bool = field(
-        default=False, metadata={"help": "Save the adapted model as an ordinary one, its adapter in adapter/."}
+        default=False, metadata=public("Save the adapted model as an ordinary one, and its adapter in adapter/.")
     )
+
+    @property
+    def adapts(self) -> bool:
+        return self.lora or self.qlora
 
 
 @dataclass
 class DataArguments:
-    data: list[str] | None = field(default=None, metadata={"help": ".json or .jsonl files, or Hub data sets."})
-    max_rows: int | None = field(default=None, metadata={"help": "Use the first so many rows only."})
-    validation: float = field(default=0.05, metadata={"help": "Share of the rows for validation."})
-    test: float = field(default=0.1, metadata={"help": "Share of the rows kept back in test.json."})
-    max_length: int | None = field(default=None, metadata={"help": "Tokens in a row; by default n_positions."})
-    pack: bool = field(default=False, metadata={"help": "Put several conversations into one row."})
-    train_on_prompt: bool = field(default=False, metadata={"help": "Learn the prompts too, as tutorials do."})
+    data: list[str] | None = field(default=None, metadata=public("Files of rows, or Hub data sets."))
+    max_rows: int | None = field(default=None, metadata=public("Use only the first N rows."))
+    validation: float = field(default=0.05, metadata=public("Share of the rows for validation."))
+    test: float = field(default=0.1, metadata=public("Share of the rows held out in test.json."))
+    max_length: int | None = field(default=None, metadata=public("Maximum tokens per row; by default n_positions."))
+    pack: bool = field(default=False, metadata=public("Put several conversations into one row."))
+    train_on_prompt: bool = field(default=False, metadata=public("Learn the prompts too, as some tutorials do."))
 
 
 @dataclass
 class RunArguments:
-    show: int = field(default=0, metadata={"help": "Show so many encoded conversations, and stop."})
-    samples: int = field(default=3, metadata={"help": "Answer so many validation rows at every evaluation."})
+    show: int = field(default=0, metadata={"help": "Print N encoded conversations and stop."})
+    samples: int = field(default=3, metadata={"help": "Answer N validation rows at every evaluation."})
     resume: bool = field(default=False, metadata={"help": "Continue from the newest complete checkpoint."})
-    smoke: bool = field(default=False, metadata={"help": "Try everything in small, on rows made up for it."})
+    smoke: bool = field(default=False, metadata={"help": "Run everything at a tiny size, on built-in rows."})
 
 
-def parse_arguments():
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, RunArguments, TrainingArguments),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(**SFT_RECIPE)
-    if "--pack" in sys.argv:
-        parser.set_defaults(**PACKED_BATCH)
-    if "--lora" in sys.argv or "--qlora" in sys.argv:
-        parser.set_defaults(learning_rate=LORA_LEARNING_RATE)
-    if "--merge" in sys.argv:
-        parser.set_defaults(hub_strategy="end")  # until then there is only the adapter
-    if "--smoke" in sys.argv:
-        parser.set_defaults(**SMOKE)
-    return parser.parse_args_into_dataclasses()
+def recipe(parsed) -> dict:
+    """The defaults that depend on other options."""
+    defaults: dict = {}
+    if parsed.pack:
+        defaults |= PACKED_BATCH
+    if parsed.lora or parsed.qlora:
+        defaults["learning_rate"] = LORA_LEARNING_RATE
+    if parsed.merge:
+        defaults["hub_strategy"] = "end"  # until then there is only the adapter
+    if parsed.smoke:
+        defaults |= SMOKE
+        if parsed.output_dir is None:
+            defaults |= {"output_dir": "sft_smoke", "overwrite_output_dir": True}
+    return defaults
 
 
-def check(model_args: ModelArguments, data_args: DataArguments) -> None:
+def check(
+    model_args: ModelArguments, data_args: DataArguments, run_args: RunArguments, args: InstructionArguments
+) -> None:
+    """Raise an error for options that do not fit together, before anything is read."""
+    check_launch(args)
+    check_label_smoothing(args)
+    check_training_arguments(args, metrics=("loss",))
     if data_args.validation <= 0:
         raise ValueError(
             f"validation is {data_args.validation:g} but must be above 0: its loss tells which checkpoint is the best."
         )
-    if data_args.max_length is not None and data_args.max_length < 1:
-        raise ValueError(f"max_length is {data_args.max_length} but must be at least 1.")
-    if model_args.merge and not (model_args.lora or model_args.qlora):
+    if data_args.test < 0 or data_args.validation + data_args.test >= 1:
+        raise ValueError(
+            f"validation is {data_args.validation:g} and test is {data_args.test:g}; test must be at least 0, and "
+            "their sum below 1, so that rows are left for training."
+        )
+    for name, value in (("max_length", data_args.max_length), ("max_rows", data_args.max_rows)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value} but must be at least 1.")
+    for name, value in (("lora_rank", model_args.lora_rank), ("lora_alpha", model_args.lora_alpha)):
+        if value < 1:
+            raise ValueError(f"{name} is {value} but must be at least 1.")
+    for name, value in (("dropout", model_args.dropout), ("lora_dropout", model_args.lora_dropout)):
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} is {value:g} but must be from 0 to below 1.")
+    if model_args.adapts:
+        check_installed("peft", needed_for="--lora")
+    elif model_args.merge:
         raise ValueError("--merge merges an adapter: add --lora or --qlora, or leave it out.")
+    else:
+        for name in {"lora_rank", "lora_alpha", "lora_dropout", "target_modules"} & given_options(model_args):
+            raise ValueError(f"--{name} is for adapters: add --lora or --qlora, or leave it out.")
+    check_output_dir(
+        args.output_dir,
+        inputs=(model_args.model, model_args.tokenizer, *(data_args.data or ())),
+        resume=run_args.resume,
+        overwrite=args.overwrite_output_dir or run_args.show > 0,
+    )
 
 
 def make_smoke_files(folder: Path) -> tuple[str, str]:
-    """A new, tiny model and the rows for it, where the user would give their own."""
+    """A new, tiny model and its rows, in place of the user's own."""
     base, data = folder / "base", folder / "smoke.json"
     if not data.exists():
         texts = [CHAT_TEMPLATE, *(text for row in SMOKE_ROWS for text in row.values())]
@@ -172,83 +211,100 @@ def make_smoke_files(folder: Path) -> tuple[str, str]:
         model = new_model(config, tokenizer)
         tokenizer.save_pretrained(base)
         model.save_pretrained(base)
-        write_atomically(data, lambda file: file.write(json.dumps(SMOKE_ROWS).encode()))
+        write_json(data, SMOKE_ROWS)
     return str(base), str(data)
 
 
-def load_model(model_args: ModelArguments, args: TrainingArguments):
-    if not (model_args.lora or model_args.qlora):
-        return model_to_continue(model_args.model, model_args.dropout)
-    from scratch_gpt2.training.adapters import add_lora
-
+def load_trained(model_args: ModelArguments, args: InstructionArguments) -> PreTrainedModel:
+    """The model that is trained: all of it, or a frozen base with adapters."""
     if model_args.qlora:
-        base = quantized_base(model_args.model, torch.bfloat16 if args.bf16 else torch.float32)
+        compute_dtype = torch.bfloat16 if args.bf16 else torch.float32
+        model = quantized_base(model_args.model, compute_dtype=compute_dtype, dropout=model_args.dropout)
     else:
-        base = model_to_continue(model_args.model, model_args.dropout)
-    sizes = (model_args.lora_rank, model_args.lora_alpha, model_args.lora_dropout)
-    return add_lora(base, "CAUSAL_LM", *sizes, target_modules=model_args.target_modules)
+        model = model_to_continue(model_args.model, dropout=model_args.dropout)
+    if not model_args.adapts:
+        return model
+    from scratch_gpt2.training.adapters import add_lora  # needs peft
+
+    return add_lora(
+        model,
+        task_type="CAUSAL_LM",
+        rank=model_args.lora_rank,
+        alpha=model_args.lora_alpha,
+        dropout=model_args.lora_dropout,
+        target_modules=model_args.target_modules,
+    )
 
 
-def encode(tokenizer, parts: list[list[Conversation]], length: int, data_args: DataArguments) -> list[list[Row]]:
-    """Rows for training and validation; says on the way what they are made of."""
+def read_parts(data_args: DataArguments, seed: int) -> tuple[list[Conversation], ...]:
+    """The conversations for training, validation and test."""
+    if data_args.data is None:
+        raise ValueError("--data is missing: give .json or .jsonl files or a data set of the Hub, or try --smoke.")
+    for name in data_args.data:
+        offline_unless_hub_answers(name)
+    conversations = read_instructions(data_args.data, max_rows=data_args.max_rows)
+    fractions = (1 - data_args.validation - data_args.test, data_args.validation, data_args.test)
+    return split(conversations, seed=seed, fractions=fractions)
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    train: list[Conversation],
+    validation: list[Conversation],
+    length: int,
+    data_args: DataArguments,
+) -> list[list[Row]]:
+    """The rows for training and validation; prints what they are made of."""
     encoded = []
-    for name, part in zip(("training", "validation"), parts, strict=True):
-        rows, dropped = encode_conversations(tokenizer, part, length, data_args.train_on_prompt)
-        tokens = sum(len(row["input_ids"]) for row in rows)
-        cut = sum(len(row["input_ids"]) == length and row["input_ids"][-1] != tokenizer.eos_token_id for row in rows)
-        learned = sum(label != -100 for row in rows for label in row["labels"])
-        line = f"{name:<11}{len(rows):,} conversations, {tokens:,} tokens, {learned / tokens:.0%} of them learned"
-        if data_args.pack:
-            rows = pack(rows, length)
-            line += f", in {len(rows):,} rows of {length} tokens ({tokens / len(rows) / length:.1%} full)"
-        if cut or dropped:
-            line += (
-                f"; {cut:,} answers are cut after {length} tokens, {dropped:,} more would begin there and are dropped"
-            )
+    for name, part in (("training", train), ("validation", validation)):
+        rows, line = encode_part(
+            name,
+            part,
+            tokenizer,
+            max_length=length,
+            packed=data_args.pack,
+            train_on_prompt=data_args.train_on_prompt,
+        )
         PartialState().print(line, flush=True)
         encoded.append(rows)
     return encoded
 
 
-def keep_back(conversations: list[Conversation], file: Path) -> None:
-    """Write the test rows for examples/respond.py."""
-    rows = []
-    for row in conversations:
-        single = len(row.messages) == 2
-        fields = {"instruction": row.instruction, "input": row.input, "output": row.output}
-        rows.append(fields if single else {"messages": row.messages})
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(file, lambda opened: opened.write(json.dumps(rows, indent=1, ensure_ascii=False).encode()))
+def row_length(max_length: int | None, positions: int) -> int:
+    if max_length is not None and max_length > positions:
+        raise ValueError(f"max_length is {max_length}, but the model has {positions} positions.")
+    return max_length or positions
 
 
-def save(trainer: InstructionTrainer, tokenizer: PreTrainedTokenizerBase, model_args: ModelArguments) -> None:
-    """The whole model, its adapter, or both with --merge: the adapter then goes into a folder of its own."""
-    folder = trainer.args.output_dir
-    if not (model_args.merge and (model_args.lora or model_args.qlora)):
-        trainer.save_model()
-        return
-    from peft import PeftModel
-
-    adapter = str(Path(folder, "adapter"))
-    trainer.save_model(adapter)
-    if trainer.is_world_process_zero():
-        base = model_to_continue(model_args.model)
-        fit_to_tokenizer(base, tokenizer)
-        PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
-def sample(trainer: InstructionTrainer, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, str]]:
-    """A question and its answer for the model card, none where they do not fit. Rows are not published."""
-    if len(encode_prompt(tokenizer, QUESTION)) >= tokenizer.model_max_length - 32:
+def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, str]]:
+    """A question and its answer for the model card, if they fit. Rows of the data are not published."""
+    prompt = encode_prompt(tokenizer, QUESTION)
+    room = min(128, tokenizer.model_max_length - len(prompt))
+    if room < MIN_ANSWER_TOKENS:
         return []
-    (answer,) = greedy_answers(trainer.model, tokenizer, [QUESTION], max_new_tokens=128)
-    return [(QUESTION[0]["content"], answer)]
+    (answer,) = respond(model, tokenizer, [prompt], max_new_tokens=room, do_sample=False)
+    return [(QUESTION[0]["content"], answer.text)]
 
 
-def usage(model_args: ModelArguments, folder: str) -> str:
+def check_resumable(model: PreTrainedModel, checkpoint: str, model_args: ModelArguments) -> None:
+    if not model_args.adapts and not Path(checkpoint, "adapter_config.json").is_file():
+        check_same_sizes(model, checkpoint)
+    check_fits_checkpoint(model, checkpoint, advice="--lora, --lora_rank and --target_modules")
+
+
+def add_answers(
+    trainer: InstructionTrainer, tokenizer: PreTrainedTokenizerBase, conversations: list[Conversation], count: int
+) -> None:
+    """Let the trainer answer the first `count` conversations whose prompts leave room for an answer."""
+    longest = tokenizer.model_max_length - MIN_ANSWER_TOKENS
+    fitting = [one for one in conversations if len(encode_prompt(tokenizer, one.prompt)) < longest][:count]
+    if fitting:
+        trainer.add_callback(AnswerCallback(trainer, tokenizer, fitting))
+
+
+def usage(model_args: ModelArguments, folder: str, tested: bool) -> str:
     """How to use what has been saved."""
-    if (model_args.lora or model_args.qlora) and not model_args.merge:
+    if model_args.adapts and not model_args.merge:
         base = f"ScratchGPT2ForCausalLM.from_pretrained({model_args.model!r})"
         return f"""
     from peft import PeftModel
@@ -256,82 +312,70 @@ def usage(model_args: ModelArguments, folder: str) -> str:
     model = PeftModel.from_pretrained({base}, {folder!r})
 
 With --merge, the folder would hold an ordinary model."""
-    return f"""
+    chat = f"""
     import scratch_gpt2, transformers
     chat = transformers.pipeline('text-generation', {folder!r})
-    print(chat({QUESTION}, return_full_text=False)[0]['generated_text'])
+    print(chat({QUESTION}, return_full_text=False)[0]['generated_text'])"""
+    test = shlex.quote(str(Path(folder, "test.json")))
+    respond_command = f"python examples/respond.py --model {shlex.quote(folder)} --data {test}"
+    return f"{chat}\n\n    {respond_command}" if tested else chat
 
-    python examples/respond.py --model {folder} --data {Path(folder, "test.json")}"""
 
-
-def main():
-    model_args, data_args, run_args, args = parse_arguments()
-    check_launch(args)
-    check_arguments(args)
-    check(model_args, data_args)
+def main() -> None:
+    model_args, data_args, run_args, args = groups = parse_arguments(
+        ModelArguments, DataArguments, RunArguments, InstructionArguments, description=__doc__, defaults=recipe
+    )
+    check(model_args, data_args, run_args, args)
     keep_freed_memory()
-    checkpoint = checkpoint_to_resume(args.output_dir, run_args.resume)
+    checkpoint = None if args.overwrite_output_dir else checkpoint_to_resume(args.output_dir, run_args.resume)
     set_seed(args.seed)
     with args.main_process_first(desc="data"):
         if run_args.smoke and data_args.data is None:
             model_args.model, smoke_data = make_smoke_files(Path(args.output_dir))
             data_args.data = [smoke_data]
-    if data_args.data is None:
-        raise ValueError("--data is missing: give .json or .jsonl files or a data set of the Hub, or try --smoke.")
-
-    only_adapter = (model_args.lora or model_args.qlora) and not model_args.merge
-    check_push(args, model_args.model if only_adapter else None)
-    for name in (model_args.model, *data_args.data):
-        offline_unless_hub_answers(name)
-    conversations = read_instructions(data_args.data, data_args.max_rows)
-    fractions = (1 - data_args.validation - data_args.test, data_args.validation, data_args.test)
-    *parts, test = split(conversations, args.seed, fractions)
+    check_push(args, base_of_adapter=model_args.model if model_args.adapts and not model_args.merge else None)
+    offline_unless_hub_answers(model_args.model)
+    train, validation, test = read_parts(data_args, seed=args.seed)
     tokenizer = load_tokenizer(model_args.tokenizer or model_args.model)
-    model = load_model(model_args, args)
+    model = load_trained(model_args, args)
     fit_to_tokenizer(model, tokenizer)
-    positions = tokenizer.model_max_length = model.config.n_positions
-    length = data_args.max_length or positions
-    if length > positions:
-        raise ValueError(f"max_length is {length}, but the model has {positions} positions; choose at most so many.")
-    if checkpoint and not (model_args.lora or model_args.qlora):
-        check_same_sizes(model, checkpoint)
-    train, validation = encode(tokenizer, parts, length, data_args)
+    tokenizer.model_max_length = model.config.n_positions
+    length = row_length(data_args.max_length, positions=model.config.n_positions)
+    train_rows, validation_rows = encode(tokenizer, train, validation, length=length, data_args=data_args)
     for conversation in test:
-        encode_reference(tokenizer, conversation)  # raises now what examples/respond.py would after the training
+        encode_reference(tokenizer, conversation)  # raises now what examples/respond.py would raise after the training
     if run_args.show:
-        shown = (show_mask(tokenizer, row) for row in train[: run_args.show])
+        shown = (show_mask(tokenizer, row) for row in train_rows[: run_args.show])
         PartialState().print("", *shown, sep="\n\n" + "-" * 80 + "\n\n")
         return
-
-    collator = PackingCollator if data_args.pack else PaddingCollator
+    check_row_count(args, rows=len(train_rows))
+    if checkpoint is not None:
+        check_resumable(model, checkpoint, model_args)
     trainer = InstructionTrainer(
         model,
         args,
-        train_dataset=train,
-        eval_dataset=validation,
-        data_collator=collator(tokenizer.pad_token_id),
+        train_dataset=train_rows,
+        eval_dataset=validation_rows,
+        data_collator=(PackingCollator if data_args.pack else PaddingCollator)(tokenizer.pad_token_id),
         processing_class=tokenizer,
         callbacks=[LogCallback()],
     )
-    groups = (model_args, data_args, run_args, args)
     token = "token of prompts and answers" if data_args.train_on_prompt else "token of the answers"
     trainer.run = {"arguments": groups, "base": model_args.model, "data": data_args.data, "loss_per": token}
-    room = positions - 32
-    shown = [c for c in parts[1] if len(encode_prompt(tokenizer, c.prompt)) < room][: run_args.samples]
-    if shown:
-        trainer.add_callback(AnswerCallback(trainer, tokenizer, shown))
+    add_answers(trainer, tokenizer, validation, count=run_args.samples)
     if trainer.is_world_process_zero():
-        keep_back(test, Path(args.output_dir, "test.json"))
+        remove_results(args.output_dir, overwrite=args.overwrite_output_dir)
+        if test:
+            save_test_rows(test, Path(args.output_dir, "test.json"))
     trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = trainer.evaluate()
-    save(trainer, tokenizer, model_args)
-    samples = sample(trainer, tokenizer)
+    loss = trainer.evaluate()["eval_loss"]
+    save_tuned(trainer, tokenizer, merge_into=model_args.model if model_args.merge else None)
+    samples = sample(trainer.model, tokenizer)
     if trainer.is_world_process_zero():
-        loss = metrics["eval_loss"]
-        measured = {"loss": loss, "perplexity": math.exp(loss)}
+        measured = {"loss": loss, "perplexity": exponential(loss)}
         record_run(args.output_dir, **trainer.run, metrics=measured, samples=samples)
-        print(f"\nvalidation loss {loss:.4f} per {token}, perplexity {math.exp(loss):.2f}\nUse it:")
-        print(usage(model_args, args.output_dir))
+        print(f"\nvalidation loss {loss:.4f} per {token}, perplexity {measured['perplexity']:.2f}\nUse it:")
+        print(usage(model_args, args.output_dir, tested=bool(test)))
     if args.push_to_hub:
         trainer.push_to_hub()
     trainer.accelerator.end_training()

@@ -69,7 +69,9 @@ def attribution_steps(
     Yields the best estimate so far after each step (an empty list before the first one); the last is the result.
     `max_points` (by default MAX_POINTS) bounds the work: after that many points the line is not divided further.
     """
-    encoded = tokenizer(check_text(text), return_special_tokens_mask=True, return_tensors="pt", verbose=False)
+    # The ids that `encode_texts` gives, and which of them the tokenizer has added.
+    options = {"split_special_tokens": True, "return_special_tokens_mask": True, "verbose": False}
+    encoded = tokenizer(check_text(text), return_tensors="pt", **options)
     input_ids = encoded["input_ids"].to(model.device)  # (1, T)
     added = encoded["special_tokens_mask"].to(model.device).bool()  # (1, T)
     check_inputs(model, tokenizer, input_ids, text)

@@ -1,5 +1,6 @@
 """What a trained model says: labels of texts and answers to prompts."""
 
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,12 +9,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data.instructions import Conversation, encode_prompt
-from .tokenization import check_text
+from .tokenization import check_text, encode_texts
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Switch dropout off inside, and return to training mode afterwards if the model was in it, also on an error."""
+    """Put the model into evaluation mode; on leaving, also by an exception, restore the mode it was in."""
     was_training = model.training
     model.eval()
     try:
@@ -28,7 +31,8 @@ def classify_text(
 ) -> list[dict[str, float]]:
     """The probability of every label for each text, by label name, the most probable first.
 
-    Texts longer than `tokenizer.model_max_length` or the model's context are cut at the end, as in training.
+    Texts are read whole, as transformers' `pipeline` reads them; those longer than the model's context are cut at the
+    end, with a warning.
 
     Raises ValueError for a text that is empty or not valid Unicode.
     """
@@ -36,23 +40,18 @@ def classify_text(
     for number, text in enumerate(texts):
         if not check_text(text).strip():
             raise ValueError(f"Text {number} is empty; give at least one word to classify.")
-    max_length = min(tokenizer.model_max_length, model.config.n_positions)
-    was_training = model.training
-    model.eval()
+    positions = model.config.max_position_embeddings
+    encoded, cut = encode_texts(tokenizer, texts, max_length=positions)
+    if cut:
+        logger.warning("%d of %d texts were cut to their first %d tokens.", cut, len(texts), positions)
     results = []
-    for start in range(0, len(texts), batch_size):
-        batch = tokenizer(
-            texts[start : start + batch_size],
-            truncation=True,
-            max_length=max_length,
-            padding=True,
-            split_special_tokens=True,
-            return_tensors="pt",
-        ).to(model.device)
-        for probabilities in model(**batch, use_cache=False).logits.float().softmax(-1).tolist():
-            named = ((model.config.id2label[i], probability) for i, probability in enumerate(probabilities))
-            results.append(dict(sorted(named, key=lambda item: -item[1])))
-    model.train(was_training)
+    with evaluation_mode(model):
+        for start in range(0, len(texts), batch_size):
+            batch = tokenizer.pad({"input_ids": encoded[start : start + batch_size]}, return_tensors="pt")
+            logits = model(**batch.to(model.device), use_cache=False).logits  # (B, number of labels)
+            for probabilities in logits.float().softmax(-1).tolist():
+                named = ((model.config.id2label[i], probability) for i, probability in enumerate(probabilities))
+                results.append(dict(sorted(named, key=lambda item: -item[1])))
     return results
 
 
@@ -94,15 +93,16 @@ def batches_by_length(lengths: list[int], batch_size: int) -> list[list[int]]:
 def respond(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], **generation_options
 ) -> list[Response]:
-    """One answer a prompt, computed together. `generation_options` go to `generate`: max_new_tokens, do_sample ...
+    """One answer per prompt, generated as one batch; `generation_options` go to `generate`.
 
-    The prompts are padded on the left: `generate` gives other models the positions, ours counts them itself.
+    The prompts are padded on the left. The model may be in training mode: it answers without dropout.
     """
     inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt").to(model.device)
     ends = end_tokens(model, tokenizer)
-    output = model.generate(
-        **inputs, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, use_cache=True, **generation_options
-    )  # (B, T)
+    with evaluation_mode(model):
+        output = model.generate(
+            **inputs, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, use_cache=True, **generation_options
+        )  # (B, T)
     responses = []
     for ids in output[:, inputs["input_ids"].shape[1] :].tolist():
         length = next((i for i, token in enumerate(ids) if token in ends), len(ids))

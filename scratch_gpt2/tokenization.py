@@ -17,7 +17,7 @@ from tiktoken_ext import openai_public
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
-from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from .checkpoint_files import pin_revision
@@ -115,6 +115,16 @@ def check_text(text: str) -> str:
             "surrogate pair; remove it, or read the source as UTF-8 with errors='replace'."
         ) from None
     return text
+
+
+def encode_texts(tokenizer: PreTrainedTokenizerBase, texts: list[str], max_length: int) -> tuple[list[list[int]], int]:
+    """Token ids of texts to classify, and how many texts were cut to their first `max_length` tokens.
+
+    Training, classification and explanation all encode with this function. `<|endoftext|>` in a text is read as plain
+    characters, and `truncation_side` has no effect.
+    """
+    ids = tokenizer(texts, split_special_tokens=True, verbose=False)["input_ids"] if texts else []
+    return [row[:max_length] for row in ids], sum(len(row) > max_length for row in ids)
 
 
 def merges_from_ranks(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:

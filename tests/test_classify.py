@@ -16,7 +16,6 @@ import torch
 import transformers
 from conftest import TINY_TEXT
 from safetensors.torch import load_file
-from transformers import TrainingArguments
 
 from scratch_gpt2 import (
     ScratchGPT2Config,
@@ -26,24 +25,29 @@ from scratch_gpt2 import (
     train_tokenizer,
 )
 from scratch_gpt2.data.text_classification import PreparedClassification, prepare, save_prepared
+from scratch_gpt2.inspection import token_attributions
 from scratch_gpt2.prediction import classify_text
 from scratch_gpt2.training import classification
 from scratch_gpt2.training.adapters import add_lora
 from scratch_gpt2.training.classification import (
     check_labels,
-    confident_mistakes,
     encode_rows,
+    encode_splits,
+    label_weights,
     load_classifier,
     make_trainer,
+    positive_label,
     weighted_loss,
 )
+from scratch_gpt2.training.classification_report import confident_mistakes, one_line
 from scratch_gpt2.training.freezing import train_only
-from scratch_gpt2.training.recipes import CLASSIFICATION_DEFAULTS
+from scratch_gpt2.training.recipes import ClassificationArguments
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LABELS = ["ham", "spam"]
-# All 34 training rows make one step; accelerate would fill up a step that lacks rows for one of two processes.
-TWO_STEPS = ["--num_train_epochs", 2, "--per_device_train_batch_size", 17]
+# All 34 training rows make one step; accelerate would fill up a step that lacks rows for one of two processes. The 4
+# validation rows are one batch of 3 and an incomplete one, which is filled up.
+TWO_STEPS = ["--num_train_epochs", 2, "--per_device_train_batch_size", 17, "--per_device_eval_batch_size", 3]
 
 
 def load_script():
@@ -58,7 +62,7 @@ classify = load_script()
 
 
 def sentences():
-    """Spam speaks of the rat; both kinds have all lengths."""
+    """Spam is about the rat; both kinds have all lengths."""
     rows = []
     for number in range(48):
         animal, label = ("rat", "spam") if number % 2 else ("cat", "ham")
@@ -107,12 +111,15 @@ def test_from_prepared_data_to_a_pipeline(inputs, tmp_path, capsys):
     assert "0 of 48 texts were cut to their first 64 tokens" in printed
     assert "no mistakes" in printed and "\x1b" not in printed and "\nspam 0." in printed
     metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["positive_label"] == "spam" and metrics["test_rows"] == 10
+    assert "precision, recall and F1 are of the label 'spam'" in printed
     assert metrics["test"]["accuracy"] == metrics["test"]["f1"] == metrics["test"]["roc_auc"] == 1.0
     assert json.loads((tmp_path / "confusion_matrix.json").read_text()) == {
         "labels": LABELS,
         "matrix": [[5, 0], [0, 5]],
     }
     history = json.loads((tmp_path / "epochs.json").read_text())
+    assert metrics["best_validation_loss"] == min(losses(tmp_path))
     for key in ("eval_loss", "eval_accuracy", "train_sample_loss", "train_sample_accuracy"):
         assert [entry["epoch"] for entry in history if key in entry] == [1, 2, 3, 4]
     for name in ("epochs.png", "confusion_matrix.png"):
@@ -174,7 +181,7 @@ def train(inputs, output_dir, part, cached, **options):
     splits = {name: encode_rows(rows, tokenizer, model.config.label2id, 64)[0] for name, rows in data.items()}
     train_only(model, part)
     quiet = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "logging_steps": 1, "num_train_epochs": 3}
-    args = TrainingArguments(output_dir, **CLASSIFICATION_DEFAULTS | quiet | {"learning_rate": 3e-3} | options)
+    args = ClassificationArguments(output_dir, **quiet | {"learning_rate": 3e-3} | options)
     trainer = make_trainer(model, args, tokenizer, splits, part if cached else None, output_dir / "cache")
     trainer.train()
     return trainer, trainer.predict(trainer.test_rows), model
@@ -251,9 +258,20 @@ def test_weighted_loss_by_hand():
 
 
 def test_class_weights_follow_the_order_of_the_labels():
-    model = SimpleNamespace(config=SimpleNamespace(num_labels=2, id2label={0: "spam", 1: "ham"}))
     rows = [{"label": label} for label in ["ham"] * 3 + ["spam"]]
-    assert classify.weights_of(model, rows) == [4 / (2 * 1), 4 / (2 * 3)]
+    assert label_weights(rows, ["spam", "ham"]) == [4 / (2 * 1), 4 / (2 * 3)]
+
+
+def test_the_positive_label_is_the_rarer_one():
+    rows = [{"label": label} for label in ["ham"] * 3 + ["spam"]]
+    assert positive_label(rows, ["ham", "spam"]) == positive_label(rows, ["spam", "ham"]) == "spam"
+    assert positive_label(rows, ["ham", "spam"], wanted="ham") == "ham"
+    assert positive_label(rows[2:], ["ham", "spam"]) == "spam"  # equally frequent: the second
+    assert positive_label(rows, ["eggs", "ham", "spam"]) is None
+    with pytest.raises(ValueError, match=r"^The positive label 'eggs' is not one of 'ham', 'spam'\.$"):
+        positive_label(rows, ["ham", "spam"], wanted="eggs")
+    with pytest.raises(ValueError, match=r"^There are 3 labels, but only one of two can be the positive label\.$"):
+        positive_label(rows, ["eggs", "ham", "spam"], wanted="ham")
 
 
 def test_encoded_rows(tiny_tokenizer):
@@ -273,10 +291,10 @@ def test_confident_mistakes():
 
 
 def test_printed_safely(monkeypatch):
-    assert classify.one_line("a\nb\t c\x1b[2J\u202e") == "a b c\ufffd[2J\ufffd"
-    assert classify.one_line("x" * 200, 10) == "xxxxxxxxx…"
+    assert one_line("a\nb\t c\x1b[2J\u202e") == "a b c\ufffd[2J\ufffd"
+    assert one_line("x" * 200, 10) == "xxxxxxxxx…"
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(encoding="ascii"))
-    assert classify.one_line("£5") == "?5"
+    assert one_line("£5") == "?5"
 
 
 def prepared(train, test):
@@ -285,7 +303,11 @@ def prepared(train, test):
     return PreparedClassification(splits, sorted({*train, *test}), {})
 
 
-def test_labels_that_cannot_be_learnt():
+def test_labels_that_cannot_be_learned():
+    with pytest.raises(
+        ValueError, match=r"^Row 2 of the train rows has the label \['ham', 'spam'\]; each row needs one"
+    ):
+        check_labels(PreparedClassification({"train": [{"label": "ham"}, {"label": ["ham", "spam"]}]}, LABELS, {}))
     with pytest.raises(ValueError, match=r"^All rows have the label \['ham'\]; .* at least two\.$"):
         check_labels(prepared(["ham", "ham"], ["ham"]))
     with pytest.raises(ValueError, match=r"^The label 'eggs' is in the test rows but not in the training rows"):
@@ -325,7 +347,7 @@ def test_bad_arguments(inputs, tmp_path, capsys):
             classify.main()
         (tmp_path / "adapter_config.json").write_text("{}")
         patch.setattr(sys, "argv", ["classify.py", "--model", str(tmp_path), "--explain", "The cat"])
-        with pytest.raises(ValueError, match=r" is an adapter; give a model that it was merged into"):
+        with pytest.raises(ValueError, match=r" is an adapter; give the model that it was merged into"):
             classify.main()
 
 
@@ -337,6 +359,159 @@ def test_bad_texts_to_classify(inputs, tiny_tokenizer):
         classify_text(model, tiny_tokenizer, "\ud800")
     (cut,) = classify_text(model, tiny_tokenizer, "cat " * 500)  # longer than the 64 positions
     assert sum(cut.values()) == pytest.approx(1)
+
+
+def test_dropping_the_last_batch_drops_no_row_of_an_evaluation(inputs, tmp_path):
+    """34, 4 and 10 rows in batches of 8: without the last batch there would be 8 test rows and no validation row."""
+    options = {"dataloader_drop_last": True, "per_device_eval_batch_size": 8, "num_train_epochs": 1}
+    trainer, prediction, _ = train(inputs, tmp_path / "dropped", "head", True, **options)
+    assert trainer.state.global_step == 4  # 34 // 8
+    assert prediction.predictions.shape == (10, 2)
+    assert trainer.validation_loss() > 0 and trainer.args.dataloader_drop_last
+
+
+def test_without_an_evaluation_in_training_the_result_is_evaluated(inputs, tmp_path):
+    run(
+        inputs,
+        tmp_path,
+        "--train",
+        "head",
+        "--max_steps",
+        2,
+        "--eval_strategy",
+        "no",
+        "--load_best_model_at_end",
+        "no",
+    )
+    assert json.loads((tmp_path / "metrics.json").read_text())["best_validation_loss"] == losses(tmp_path)[0]
+    assert len(losses(tmp_path)) == 1
+
+
+def test_losses_are_those_of_the_training(inputs, tmp_path):
+    """With class weights and label smoothing, and the same in the middle of a batch as at its end."""
+    transformers.set_seed(1)
+    tokenizer = load_tokenizer(inputs / "base")
+    model = load_classifier(str(inputs / "base"), LABELS, tokenizer)
+    ids, labels = [[5, 6, 7], [8], [9, 10]], [1, 1, 0]
+    rows = [{"input_ids": i, "labels": label, "text": ""} for i, label in zip(ids, labels, strict=True)]
+    args = ClassificationArguments(
+        tmp_path, use_cpu=True, report_to="none", per_device_eval_batch_size=2, label_smoothing_factor=0.1
+    )
+    splits = dict.fromkeys(("train", "validation", "test"), rows)
+    trainer = make_trainer(model, args, tokenizer, splits, class_weights=[0.5, 2.0])
+    loss = trainer.predict(trainer.test_rows).metrics["test_loss"]
+    model.eval()
+    with torch.no_grad():
+        logits = torch.cat([model(torch.tensor([row])).logits for row in ids])
+    weights = torch.tensor([0.5, 2.0])
+    expected = torch.nn.functional.cross_entropy(
+        logits, torch.tensor(labels), weights, reduction="sum", label_smoothing=0.1
+    )
+    assert loss == pytest.approx(expected.item() / 3, rel=1e-5)
+
+
+def test_classification_explanation_and_pipeline_read_the_same_ids(inputs, tmp_path, capsys):
+    """Also where the training texts were cut, and where a text holds what looks like a special token."""
+    run(inputs, tmp_path, "--train", "head", "--num_train_epochs", 1, "--max_length", 8)
+    assert "34 of 34 texts were cut to their first 8 tokens, 0 of 14 texts were cut to their first 64" in (
+        capsys.readouterr().out
+    )
+    model = ScratchGPT2ForSequenceClassification.from_pretrained(tmp_path)
+    tokenizer = load_tokenizer(tmp_path)
+    tokenizer.truncation_side = "left"
+    pipe = transformers.pipeline("text-classification", str(tmp_path))
+    for text in ("The rat sat on the mat on the mat on the mat.", "The cat<|endoftext|>sat"):
+        read = []
+        hook = model.model.register_forward_pre_hook(
+            lambda module, args, kwargs, read=read: read.append(args[0] if args else kwargs.get("input_ids")),
+            with_kwargs=True,
+        )
+        answer = classify_text(model, tokenizer, text)[0]
+        hook.remove()
+        ids = read[0][0].tolist()
+        assert len(ids) > 8 and pipe.tokenizer(text)["input_ids"] == ids
+        (row,), cut = encode_rows([{"text": text, "label": "ham"}], tokenizer, model.config.label2id, 64)
+        assert row["input_ids"] == ids and cut == 0
+        (scored,) = pipe(text)
+        assert scored["score"] == pytest.approx(answer[scored["label"]], abs=1e-6)
+        explained = token_attributions(model, tokenizer, text, "ham")
+        assert [token for token, _ in explained] == [tokenizer.decode([token]) for token in ids]
+
+
+def test_a_cut_is_said(inputs, tiny_tokenizer, caplog):
+    model = load_classifier(str(inputs / "base"), LABELS, tiny_tokenizer)
+    classify_text(model, tiny_tokenizer, ["cat", "cat " * 500])
+    assert "1 of 2 texts were cut to their first 64 tokens." in caplog.text
+
+
+def test_max_length_is_for_the_training_rows(tiny_tokenizer):
+    data = prepare(sentences(), "made here")
+    config = ScratchGPT2Config(n_positions=40, num_labels=2, id2label=dict(enumerate(LABELS)))
+    config.label2id = {"ham": 0, "spam": 1}
+    splits, said = encode_splits(data, tiny_tokenizer, config, max_length=5)
+    longest = {name: max(len(row["input_ids"]) for row in rows) for name, rows in splits.items()}
+    assert longest["train"] == 5 and longest["test"] > 20
+    assert said.startswith("34 of 34 texts were cut to their first 5 tokens, ")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lora_rank", 4], r"^--lora_rank is for adapters: add --train lora, or leave it out\.$"),
+        (["--train", "lora", "--lora_rank", 0], r"^lora_rank is 0 but must be at least 1"),
+        (["--train", "head", "--dropout", 0.1], r"^--dropout acts in trained blocks, but --train head trains none"),
+        (["--dropout", 1], r"^dropout is 1 but must be from 0 to below 1"),
+        (["--train", "all", "--trunk_cache", "states"], r"^--trunk_cache is for --train head or last_block"),
+        (["--activation_checkpointing"], r"^--activation_checkpointing needs the blocks .*--no_cache_trunk\.$"),
+        (["--neftune_noise_alpha", 5], r"^--neftune_noise_alpha needs the blocks .*--no_cache_trunk\.$"),
+        (["--metric_for_best_model", "speed"], r"^metric_for_best_model is 'speed'; choose one of accuracy, f1, loss"),
+    ],
+)
+def test_options_that_do_not_fit(inputs, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(inputs, tmp_path / "out", *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_to_explain_are_checked_before_the_training(inputs, tmp_path):
+    with pytest.raises(ValueError, match=r"^The text to explain 'cat cat .* has \d+ tokens, but the model has 64"):
+        run(inputs, tmp_path / "out", "--explain", "The cat", "cat " * 100)
+    with pytest.raises(ValueError, match=r"^A text to explain is empty"):
+        run(inputs, tmp_path / "out", "--explain", " ")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten_unasked(inputs, tmp_path):
+    options = ["--train", "head", "--num_train_epochs", 1]
+    run(inputs, tmp_path, *options)
+    (tmp_path / "adapter").mkdir()
+    before = (tmp_path / "model.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match=r" holds a finished run .*--overwrite_output_dir"):
+        run(inputs, tmp_path, *options, "--learning_rate", 0.5)
+    for overwrite in ([], ["--overwrite_output_dir"]):
+        with pytest.raises(ValueError, match=r"is an input of this run and would be overwritten"):
+            run(inputs, tmp_path, *options, "--model", tmp_path, *overwrite)
+        with pytest.raises(ValueError, match=r"is an input of this run and would be overwritten"):
+            run(inputs, inputs / "data", *options, *overwrite)
+    assert (tmp_path / "model.safetensors").read_bytes() == before
+    run(inputs, tmp_path, *options, "--learning_rate", 0.5, "--overwrite_output_dir")
+    assert (tmp_path / "model.safetensors").read_bytes() != before and not (tmp_path / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ([], ["--no_cache_trunk"]),
+        (["--no_cache_trunk"], []),
+        (["--no_cache_trunk"], ["--train", "all"]),
+        (["--train", "lora"], ["--train", "lora", "--lora_rank", 2]),
+        (["--train", "lora"], ["--train", "all"]),
+    ],
+)
+def test_a_run_is_resumed_with_what_it_trained(inputs, tmp_path, first, then):
+    run(inputs, tmp_path, "--num_train_epochs", 1, *first)
+    with pytest.raises(ValueError, match=r"was trained with other settings \(.*\); resume with the same --train"):
+        run(inputs, tmp_path, "--num_train_epochs", 2, "--resume", *then)
 
 
 @pytest.mark.xdist_group("distributed")
@@ -353,7 +528,9 @@ def test_two_processes_train_what_one_trains(inputs, tmp_path):
     assert done.stdout.count("Use the model") == 1
     run(inputs, tmp_path / "one", *TWO_STEPS, "--gradient_accumulation_steps", 2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-6)
-    test = [json.loads((tmp_path / name / "metrics.json").read_text())["test"] for name in ("two", "one")]
+    metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("two", "one")]
+    assert metrics[0]["best_validation_loss"] == pytest.approx(metrics[1]["best_validation_loss"], abs=1e-6)
+    test = [results["test"] for results in metrics]
     assert test[0].pop("confusion_matrix") == test[1].pop("confusion_matrix")
     assert test[0] == pytest.approx(test[1], abs=1e-6)
 

@@ -1,4 +1,4 @@
-"""What is trained, what is frozen, and that frozen blocks have no dropout."""
+"""Which parameters are trained, and that frozen blocks have no dropout."""
 
 import pytest
 import torch
@@ -62,5 +62,5 @@ def test_a_later_call_gives_dropout_back():
 
 
 def test_an_unknown_part():
-    with pytest.raises(ValueError, match=r"^'tail' is no part .* head, last_block, all\.$"):
+    with pytest.raises(ValueError, match=r"^'tail' is not a trainable part .* head, last_block, all\.$"):
         train_only(make_classifier(), "tail")

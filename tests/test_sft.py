@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from model_fixtures import tiny_model
 from transformers import TrainingArguments
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
+from scratch_gpt2.cli import parse_arguments
 from scratch_gpt2.data.collators import PackingCollator, PaddingCollator, pack
 from scratch_gpt2.data.instructions import encode_conversations, encode_prompt, read_instructions, split
 from scratch_gpt2.tokenization import CHAT_TEMPLATE, train_tokenizer
@@ -30,7 +32,7 @@ PAD = 2
 
 
 def uneven_rows(sizes):
-    """Rows of so many tokens, of which the last 1, 2, 3, 4, 1, 2, ... are learned."""
+    """Rows of the given numbers of tokens, of which the last 1, 2, 3, 4, 1, 2, ... are learned."""
     generator = torch.Generator().manual_seed(1)
     rows = []
     for number, size in enumerate(sizes):
@@ -94,6 +96,21 @@ def test_the_evaluation_loss_is_the_mean_over_tokens(batch_size, collator, tmp_p
     assert len(learned) == 20 * len(sizes) // 8
     trainer = make_trainer(model, tmp_path, ROWS[collator], collator, per_device_eval_batch_size=batch_size)
     assert trainer.evaluate()["eval_loss"] == pytest.approx(sum(learned) / len(learned), rel=1e-5)
+
+
+def test_the_evaluation_calls_the_output_layer(tmp_path):
+    """A hook on it, such as accelerate's for offloaded weights, acts there too."""
+    model = tiny_model(eos_token_id=PAD, pad_token_id=PAD)
+    model.lm_head.register_forward_hook(lambda module, args, logits: 0 * logits)
+    loss = make_trainer(model, tmp_path, ROWS[PaddingCollator]).evaluate()["eval_loss"]
+    assert loss == pytest.approx(math.log(61), rel=1e-6)  # 61 equally likely tokens
+
+
+def test_label_smoothing_is_refused_by_the_trainer(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"^label_smoothing_factor is 0\.1, but Trainer would smooth .* wrong position"
+    ):
+        make_trainer(tiny_model(), tmp_path, ROWS[PaddingCollator], label_smoothing_factor=0.1)
 
 
 # By heart
@@ -165,12 +182,18 @@ def command(options, *flags):
     return [str(SCRIPT), *(str(part) for pair in options.items() for part in pair), *flags]
 
 
-def run_script(options, *flags):
+def load_script():
     specification = importlib.util.spec_from_file_location("sft", SCRIPT)
     script = importlib.util.module_from_spec(specification)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "sft", script)  # dataclasses look their module up by its name
         specification.loader.exec_module(script)
+    return script
+
+
+def run_script(options, *flags):
+    script = load_script()
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", command(options, *flags))
         script.main()
 
@@ -268,6 +291,13 @@ def test_an_adapter_is_merged_and_resumed(files, tmp_path, capsys):
     checkpoint.rename(tmp_path / "again" / "checkpoint-4")
     with pytest.raises(ValueError, match="holds checkpoints of an earlier run; add --resume"):
         run_script(options | {"--output_dir": tmp_path / "again"}, "--lora", "--merge", "--pack")
+    again = {"--output_dir": tmp_path / "again"}
+    with pytest.raises(
+        ValueError, match=r"was trained with other settings \(it holds .* of shape \[4, \d+\]\); resume"
+    ):
+        run_script(options | again | {"--lora_rank": 8}, "--lora", "--merge", "--pack", "--resume")
+    with pytest.raises(ValueError, match=r"was trained with other settings \(adapters\); resume with the same --lora"):
+        run_script(files | OPTIONS | again, "--pack", "--resume")
     run_script(options | {"--output_dir": tmp_path / "again"}, "--lora", "--merge", "--pack", "--resume")
     assert read_log(tmp_path / "again", "loss") == read_log(tmp_path / "straight", "loss")
     assert "PeftModel" not in capsys.readouterr().out
@@ -305,6 +335,57 @@ def test_show_trains_nothing(files, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_nothing_is_overwritten_unasked(full_run, files, tmp_path):
+    (tmp_path / "run").mkdir()
+    for path in full_run.iterdir():
+        if path.is_file():
+            (tmp_path / "run" / path.name).write_bytes(path.read_bytes())
+    options = (
+        files | OPTIONS | {"--output_dir": tmp_path / "run", "--max_steps": 1, "--eval_steps": 1, "--save_steps": 1}
+    )
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match=r"holds a finished run .*--overwrite_output_dir to replace it"):
+        run_script(options)
+    for flags in ((), ("--overwrite_output_dir",)):
+        for own in ({"--data": tmp_path / "run" / "test.json"}, {"--model": tmp_path / "run"}):
+            with pytest.raises(ValueError, match="is an input of this run and would be overwritten"):
+                run_script(options | own, *flags)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+    run_script(options, "--overwrite_output_dir", "--lora")
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert "adapter_model.safetensors" in names and "model.safetensors" not in names
+
+
+def test_the_recipe_follows_the_values_of_options(files, tmp_path):
+    script = load_script()
+    given = [str(word) for pair in (files | {"--output_dir": tmp_path}).items() for word in pair]
+
+    def parse(*options):
+        groups = (script.ModelArguments, script.DataArguments, script.RunArguments, script.InstructionArguments)
+        return parse_arguments(*groups, description="", defaults=script.recipe, arguments=[*given, *options])[-1]
+
+    for options in ([], ["--lora", "False"], ["--pack", "0"], ["--smoke=no"]):
+        args = parse(*options)
+        assert (args.learning_rate, args.per_device_train_batch_size, args.num_train_epochs) == (5e-5, 8, 3)
+    assert parse("--lora=True").learning_rate == parse("--qlora", "yes").learning_rate == 3e-4
+    assert parse("--pack=1").per_device_train_batch_size == 2
+    assert parse("--smoke", "true").num_train_epochs == 15
+    assert parse("--lora", "--learning_rate", "0.5").learning_rate == 0.5
+    assert str(parse("--merge").hub_strategy.value) == "end"
+    assert not parse("--smoke").overwrite_output_dir
+
+
+def test_smoke_twice(tmp_path, capsys, monkeypatch):
+    """Without --output_dir, a second try replaces the first."""
+    monkeypatch.chdir(tmp_path)
+    quick = {"--max_steps": 1, "--samples": 0}
+    run_script(quick, "--smoke", "--use_cpu")
+    run_script(quick, "--smoke", "--use_cpu")
+    assert (tmp_path / "sft_smoke" / "model.safetensors").is_file()
+    with pytest.raises(FileExistsError, match="holds a finished run"):
+        run_script(quick | {"--output_dir": tmp_path / "sft_smoke"}, "--smoke", "--use_cpu")
+
+
 def test_smoke(tmp_path, capsys):
     run_script({"--output_dir": tmp_path / "out"}, "--smoke", "--use_cpu")
     output = capsys.readouterr().out
@@ -323,13 +404,22 @@ def test_smoke(tmp_path, capsys):
         ({"--max_rows": 2}, r"2 rows are too few"),
         ({"--max_rows": 0}, r"max_rows is 0 but must be at least 1"),
         ({"--validation": 0}, r"validation is 0 but must be above 0: its loss tells which checkpoint is the best"),
+        ({"--validation": 0.5, "--test": 0.5}, r"validation is 0\.5 and test is 0\.5; .* their sum below 1"),
+        ({"--test": -0.1}, r"test is -0\.1; test must be at least 0"),
         ({"--merge": "true"}, r"--merge merges an adapter: add --lora or --qlora"),
+        ({"--merge": "true", "--lora": "False"}, r"--merge merges an adapter: add --lora or --qlora"),
+        ({"--lora_rank": 16}, r"--lora_rank is for adapters: add --lora or --qlora, or leave it out"),
+        ({"--target_modules": "q_proj"}, r"--target_modules is for adapters: add --lora"),
+        ({"--lora": "true", "--lora_rank": 0}, r"lora_rank is 0 but must be at least 1"),
+        ({"--dropout": 1}, r"dropout is 1 but must be from 0 to below 1"),
+        ({"--metric_for_best_model": "accuracy"}, r"metric_for_best_model is 'accuracy'; choose one of loss"),
+        ({"--output_dir": "MODEL"}, r"base is an input of this run and would be overwritten"),
         ({"--label_smoothing_factor": 0.1}, r"label_smoothing_factor is 0\.1, but .* leave it at 0"),
         ({"--push_to_hub": "true"}, r"The Hugging Face Hub cannot be pushed to .*hf auth login"),
     ],
 )
 def test_bad_input(options, message, files, tmp_path):
-    paths = {"MISSING": tmp_path / "missing.json", "NOTHING": tmp_path / "nothing"}
+    paths = {"MISSING": tmp_path / "missing.json", "NOTHING": tmp_path / "nothing", "MODEL": files["--model"]}
     options = {name: paths.get(value, value) for name, value in options.items()}
     with pytest.raises((ValueError, OSError), match=message):
         run_script(files | OPTIONS | {"--output_dir": tmp_path / "out"} | options)

@@ -10,7 +10,7 @@ from test_freezing import make_classifier
 
 from scratch_gpt2.training import trunk_cache
 from scratch_gpt2.training.freezing import train_only
-from scratch_gpt2.training.trunk_cache import TrainedTop, cache_bytes, cache_trunk, collate_states
+from scratch_gpt2.training.trunk_cache import TrainedTop, cache_trunk, collate_states, states_bytes
 
 ROWS = [
     {"input_ids": [5, 6, 7], "labels": 0},
@@ -163,7 +163,7 @@ def test_the_size_on_disk_is_known_before(tmp_path, monkeypatch):
     for part, expected in (("last_block", 12 * WIDTH * 4), ("head", 4 * WIDTH * 4)):
         cache(model, part, tmp_path / part)
         (file,) = (tmp_path / part).glob("*/*.npy")
-        assert cache_bytes(ROWS, part, model) == expected == file.stat().st_size - 128  # NumPy's header
+        assert states_bytes(ROWS, part, model) == expected == file.stat().st_size - 128  # NumPy's header
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(2000, 1000, 1000))
     with pytest.raises(OSError, match=r"take 1,152 bytes but .* has 1,000 free; .*--trunk_cache"):

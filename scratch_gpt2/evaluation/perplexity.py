@@ -120,6 +120,14 @@ def perplexity(
     )
 
 
+def exponential(loss: float) -> float:
+    """The perplexity of a loss in nats; infinity beyond the largest float, e^709.78."""
+    try:
+        return math.exp(loss)
+    except OverflowError:
+        return math.inf
+
+
 def check_window(model, context_length: int | None, stride: int | None) -> tuple[int, int]:
     """Fill in the defaults and raise ValueError for what cannot be done."""
     positions = getattr(model.config, "max_position_embeddings", None)

@@ -1,4 +1,4 @@
-"""Which part of a classifier is trained and which stays as it was pretrained."""
+"""Freezing: which part of a classifier is trained."""
 
 from torch import nn
 
@@ -6,20 +6,20 @@ from ..heads_scratch_gpt2 import ScratchGPT2ForSequenceClassification
 
 # `last_block` is the recipe of Raschka 2024, "Build a Large Language Model (From Scratch)", section 6.5: the last
 # block, the final norm and the new head.
-PARTS = ("head", "last_block", "all")
+TRAINABLE_PARTS = ("head", "last_block", "all")
 
 
 def train_only(model: ScratchGPT2ForSequenceClassification, part: str) -> None:
-    """Freeze all parameters of `model` but those of `part`: `head`, `last_block` (with the final norm and the head) or
-    `all`.
+    """Freeze all parameters of `model` except those of `part`: `head`, `last_block` (with the final norm and the head)
+    or `all`.
 
-    Frozen blocks run without dropout, whatever `model.train()` says: noise would only blur what the trained part is
-    shown, and without it their output is the same in every epoch. A later call replaces an earlier one.
+    Frozen blocks run without dropout even in training mode, so that their output is the same in every epoch. A later
+    call replaces an earlier one.
 
     Raises ValueError for another part.
     """
-    if part not in PARTS:
-        raise ValueError(f"{part!r} is no part of a classifier that can be trained; use {', '.join(PARTS)}.")
+    if part not in TRAINABLE_PARTS:
+        raise ValueError(f"{part!r} is not a trainable part of a classifier; use {', '.join(TRAINABLE_PARTS)}.")
     blocks = model.model.layers
     trained = {"head": [model.score], "last_block": [blocks[-1], model.model.norm, model.score], "all": [model]}[part]
     model.requires_grad_(False)

@@ -1,4 +1,6 @@
-"""Instruction tuning with transformers' Trainer: the recipe, the model to train, its evaluation and sample answers."""
+"""Instruction tuning with transformers' Trainer: the rows, the base model, the evaluation, sample answers, saving."""
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,15 +14,18 @@ from transformers import (
     TrainingArguments,
 )
 
-from ..data.instructions import Conversation, encode_prompt
+from ..data.collators import Row, pack
+from ..data.instructions import Conversation, encode_conversations, encode_prompt
+from ..files import write_json
 from ..linear_cross_entropy import IGNORE_INDEX
 from ..modeling_scratch_gpt2 import ScratchGPT2ForCausalLM
 from ..prediction import respond
+from .start import fit_to_tokenizer, model_to_continue
 from .trainer import PushingTrainer
 
 
-def check_arguments(args: TrainingArguments) -> None:
-    """Raise ValueError for an option that would train something else than it says."""
+def check_label_smoothing(args: TrainingArguments) -> None:
+    """Raise ValueError for label smoothing: Trainer smooths labels that a causal language model has not shifted."""
     if args.label_smoothing_factor:
         raise ValueError(
             f"label_smoothing_factor is {args.label_smoothing_factor}, but Trainer would smooth every label against "
@@ -28,8 +33,8 @@ def check_arguments(args: TrainingArguments) -> None:
         )
 
 
-def quantized_base(name: str, compute_dtype: torch.dtype) -> ScratchGPT2ForCausalLM:
-    """A checkpoint whose blocks' matrices are kept in 4 bits (Dettmers et al. 2023, "QLoRA", arXiv:2305.14314).
+def quantized_base(name: str, compute_dtype: torch.dtype, dropout: float = 0.0) -> ScratchGPT2ForCausalLM:
+    """Load a checkpoint with its blocks' matrices in 4 bits (Dettmers et al. 2023, "QLoRA", arXiv:2305.14314).
 
     Raises ImportError without bitsandbytes.
     """
@@ -43,23 +48,68 @@ def quantized_base(name: str, compute_dtype: torch.dtype) -> ScratchGPT2ForCausa
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=compute_dtype,
     )
-    return ScratchGPT2ForCausalLM.from_pretrained(name, dtype=torch.float32, quantization_config=quantization)
+    dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
+    return ScratchGPT2ForCausalLM.from_pretrained(
+        name, dtype=torch.float32, quantization_config=quantization, **dropouts
+    )
+
+
+def encode_part(
+    name: str,
+    conversations: list[Conversation],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    packed: bool = False,
+    train_on_prompt: bool = False,
+) -> tuple[list[Row], str]:
+    """The rows of one part of the data, and a line that says what they are made of.
+
+    `learned` in that line is the share of tokens that the loss is computed on; the first token of a conversation is
+    never one of them, because no token precedes it.
+    """
+    rows, dropped = encode_conversations(tokenizer, conversations, max_length, train_on_prompt)
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    cut = sum(len(row["input_ids"]) == max_length and row["input_ids"][-1] != tokenizer.eos_token_id for row in rows)
+    learned = sum(label != IGNORE_INDEX for row in rows for label in row["labels"][1:])
+    line = f"{name:<11}{len(rows):,} conversations, {tokens:,} tokens, {learned / tokens:.0%} of them learned"
+    if packed:
+        rows = pack(rows, max_length)
+        line += f", in {len(rows):,} rows of {max_length} tokens ({tokens / len(rows) / max_length:.1%} full)"
+    if cut or dropped:
+        line += f"; cut to {max_length} tokens: {cut:,} answers lose their end, {dropped:,} more are left out"
+    return rows, line
+
+
+def save_test_rows(conversations: list[Conversation], file: Path) -> None:
+    """Write the test rows for examples/respond.py."""
+    rows: list[dict] = []
+    for row in conversations:
+        single = len(row.messages) == 2
+        fields = {"instruction": row.instruction, "input": row.input, "output": row.output}
+        rows.append(fields if single else {"messages": row.messages})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, rows)
 
 
 class InstructionTrainer(PushingTrainer):
-    """Trainer whose `eval_loss` is the mean over all labelled tokens, in whatever batches and processes they come.
+    """Trainer whose `eval_loss` is the mean over all labeled tokens, in any batches and on any number of processes.
 
-    Trainer itself averages the means of the batches, so that a token counts the more, the fewer there are beside it.
+    Trainer itself averages the means of the batches, which weights a token by how few others its batch has.
+
+    Raises ValueError for label smoothing.
     """
 
     def __init__(self, model: PreTrainedModel, args: TrainingArguments, **kwargs):
+        check_label_smoothing(args)
         super().__init__(model, args, compute_metrics=mean_over_tokens, **kwargs)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """The summed loss of the batch as its first row's "prediction", (B,), and its number of tokens as the label.
+        """Return the summed loss of the batch as the "prediction" of its first row, (B,), and its number of labeled
+        tokens as the label.
 
-        The last batches of several processes are filled up with rows that have been there before. Trainer cuts off
-        what belongs to them; here their labels are taken away.
+        The last batches of several processes are filled up with rows that were evaluated before; they lose their
+        labels here.
         """
         inputs = self._prepare_inputs(inputs)
         labels = inputs["labels"]
@@ -80,10 +130,10 @@ def mean_over_tokens(prediction: EvalPrediction) -> dict[str, float]:
 
 
 class AnswerCallback(TrainerCallback):
-    """Answers some instructions before training and after every evaluation: printed, and logged as `samples` to
-    wherever the losses go. Decoding is greedy and draws no random numbers.
+    """Answers some instructions before training and after every evaluation. The answers are printed, and logged as
+    `samples` together with the losses. Decoding is greedy and draws no random numbers.
 
-    Add it to a trainer that exists, since only a trainer can log. Every process takes part, since under FSDP none has
+    Add it to an existing trainer, which it logs through. Every process takes part, because under FSDP no process has
     the whole model.
     """
 
@@ -97,6 +147,7 @@ class AnswerCallback(TrainerCallback):
         self.trainer = trainer
         self.tokenizer = tokenizer
         self.conversations = conversations
+        self.prompts = [encode_prompt(tokenizer, conversation.prompt) for conversation in conversations]
         self.max_new_tokens = max_new_tokens
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -107,28 +158,32 @@ class AnswerCallback(TrainerCallback):
         self.show(model, state)
 
     def show(self, model: PreTrainedModel, state) -> None:
-        answers = greedy_answers(model, self.tokenizer, [c.prompt for c in self.conversations], self.max_new_tokens)
-        pairs = zip(self.conversations, answers, strict=True)
+        room = model.config.n_positions - max(map(len, self.prompts))
+        new_tokens = min(self.max_new_tokens, room)
+        answers = respond(model, self.tokenizer, self.prompts, max_new_tokens=new_tokens, do_sample=False)
         text = "\n\n".join(
-            f"{conversation.prompt[-1]['content'].strip()}\n--> {answer}\n(reference: {conversation.output.strip()})"
-            for conversation, answer in pairs
+            f"{conversation.prompt[-1]['content'].strip()}\n--> {answer.text}\n"
+            f"(reference: {conversation.output.strip()})"
+            for conversation, answer in zip(self.conversations, answers, strict=True)
         )
         if state.is_world_process_zero:
             print(f"\n--- answers at step {state.global_step} ---\n{text}\n", flush=True)
         self.trainer.log({"samples": text})
 
 
-def greedy_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[dict[str, str]]],
-    max_new_tokens: int,
-) -> list[str]:
-    """The most likely answers, computed together, from a model that is being trained."""
-    ids = [encode_prompt(tokenizer, prompt) for prompt in prompts]
-    room = model.config.n_positions - max(map(len, ids))
-    was_training = model.training
-    model.eval()
-    answers = respond(model, tokenizer, ids, max_new_tokens=min(max_new_tokens, room), do_sample=False)
-    model.train(was_training)
-    return [answer.text for answer in answers]
+def save_tuned(trainer: InstructionTrainer, tokenizer: PreTrainedTokenizerBase, merge_into: str | None = None) -> None:
+    """Save the model, or its adapter. With `merge_into`, the base of the adapter, save the merged model, and the
+    adapter in the folder adapter."""
+    folder = str(trainer.args.output_dir)
+    if merge_into is None:
+        trainer.save_model()
+        return
+    from peft import PeftModel
+
+    adapter = str(Path(folder, "adapter"))
+    trainer.save_model(adapter)
+    if trainer.is_world_process_zero():
+        base = model_to_continue(merge_into)
+        fit_to_tokenizer(base, tokenizer)
+        PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)
+        tokenizer.save_pretrained(folder)

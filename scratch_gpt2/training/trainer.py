@@ -32,6 +32,17 @@ class PushingTrainer(Trainer):
         else:
             super()._run_epoch(**kwargs)
 
+    def _get_dataloader(
+        self, dataset, description, batch_size, sampler_fn=None, is_training=False, dataloader_key=None
+    ):
+        """`--dataloader_drop_last` is for training steps: an evaluation reads every row."""
+        drop_last = self.args.dataloader_drop_last
+        self.args.dataloader_drop_last = drop_last and is_training
+        try:
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
     def init_hf_repo(self, token: str | None = None, private: bool | None = None) -> None:
         check_push(self.args)
         with hub_errors_explained(str(self.args.hub_model_id)):

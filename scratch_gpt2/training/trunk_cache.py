@@ -135,7 +135,7 @@ def cache_trunk(
     trunk = frozen_trunk(model, part)
     digest = trunk_digest(trunk, part)
     folders = {name: folder / rows_fingerprint(digest, rows) for name, rows in splits.items()}
-    needed = sum(cache_bytes(rows, part, model) for name, rows in splits.items() if not folders[name].is_dir())
+    needed = sum(states_bytes(rows, part, model) for name, rows in splits.items() if not folders[name].is_dir())
     if needed > (free := shutil.disk_usage(folder).free):
         raise OSError(
             f"The hidden states take {needed:,} bytes but {folder} has {free:,} free; choose another folder with "
@@ -144,7 +144,7 @@ def cache_trunk(
     return {name: cache_rows(trunk, part, rows, folders[name]) for name, rows in splits.items()}
 
 
-def cache_bytes(rows: list[dict], part: str, model: ScratchGPT2ForSequenceClassification) -> int:
+def states_bytes(rows: list[dict], part: str, model: ScratchGPT2ForSequenceClassification) -> int:
     """What the states of `rows` take on the disk."""
     vectors = sum(len(row["input_ids"]) if part == "last_block" else 1 for row in rows)
     return vectors * model.config.n_embd * model.dtype.itemsize

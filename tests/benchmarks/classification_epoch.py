@@ -25,14 +25,14 @@ METRICS = ("loss", "accuracy", "precision", "recall", "f1", "roc_auc")
 
 def train(name: str, args, folder: Path) -> dict:
     """One training, in this process."""
-    from transformers import GPT2ForSequenceClassification, TrainingArguments, set_seed
+    from transformers import GPT2ForSequenceClassification, set_seed
     from transformers.utils import logging
 
     from scratch_gpt2 import ScratchGPT2ForSequenceClassification, load_tokenizer
     from scratch_gpt2.data.text_classification import load_prepared
     from scratch_gpt2.training.classification import encode_rows, make_trainer
     from scratch_gpt2.training.freezing import train_only
-    from scratch_gpt2.training.recipes import CLASSIFICATION_DEFAULTS
+    from scratch_gpt2.training.recipes import ClassificationArguments
 
     logging.disable_progress_bar()
     tokenizer = load_tokenizer(args.tokenizer)
@@ -51,7 +51,7 @@ def train(name: str, args, folder: Path) -> dict:
         train_only(model, "last_block")
     options = {"report_to": "none", "disable_tqdm": True, "use_cpu": True, "save_strategy": "no"}
     options |= {"load_best_model_at_end": False, "num_train_epochs": args.epochs, "learning_rate": 5e-5}
-    arguments = TrainingArguments(str(folder / name), **CLASSIFICATION_DEFAULTS | options)
+    arguments = ClassificationArguments(str(folder / name), **options)
     start, cpu_start = time.perf_counter(), time.process_time()
     cached_part = "last_block" if name == "cached" else None
     trainer = make_trainer(model, arguments, tokenizer, splits, cached_part, folder / "states")

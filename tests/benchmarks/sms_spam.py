@@ -28,11 +28,11 @@ SETTINGS = {"balanced": {"balance_labels": True, "keep_duplicates": True}, "full
 
 def adapt(texts: list[str], args, seed: int, folder: str) -> str:
     """Folder with the base after `args.adapt_epochs` epochs of language modelling on `texts`, each by itself."""
-    from transformers import Trainer, TrainingArguments, set_seed
+    from transformers import Trainer, set_seed
 
     from scratch_gpt2 import load_tokenizer
     from scratch_gpt2.data.collators import PackingCollator, pack
-    from scratch_gpt2.training.recipes import TRAINER_DEFAULTS
+    from scratch_gpt2.training.recipes import RecipeArguments
     from scratch_gpt2.training.start import model_to_continue
 
     set_seed(seed)
@@ -44,7 +44,7 @@ def adapt(texts: list[str], args, seed: int, folder: str) -> str:
     options |= {"eval_strategy": "no", "save_strategy": "no", "logging_strategy": "no", "weight_decay": 0.1}
     trainer = Trainer(
         model_to_continue(args.model),
-        TrainingArguments(folder, **TRAINER_DEFAULTS | options, per_device_train_batch_size=4),
+        RecipeArguments(folder, **options, per_device_train_batch_size=4),
         train_dataset=pack([{"input_ids": ids, "labels": ids} for ids in documents], 512),
         data_collator=PackingCollator(tokenizer.pad_token_id),
         processing_class=tokenizer,
@@ -55,13 +55,13 @@ def adapt(texts: list[str], args, seed: int, folder: str) -> str:
 
 
 def train_gpt2(data, args, seed: int, folder: str) -> dict:
-    from transformers import TrainingArguments, set_seed
+    from transformers import set_seed
 
     from scratch_gpt2 import load_tokenizer
     from scratch_gpt2.training.adapters import add_lora
     from scratch_gpt2.training.classification import encode_rows, load_classifier, make_trainer
     from scratch_gpt2.training.freezing import train_only
-    from scratch_gpt2.training.recipes import CLASSIFICATION_DEFAULTS, CLASSIFICATION_LEARNING_RATES
+    from scratch_gpt2.training.recipes import CLASSIFICATION_LEARNING_RATES, ClassificationArguments
     from scratch_gpt2.training.trunk_cache import CACHED_PARTS
 
     base = args.model
@@ -84,7 +84,7 @@ def train_gpt2(data, args, seed: int, folder: str) -> dict:
         options["train_sampling_strategy"] = "group_by_length"
     options["metric_for_best_model"] = args.best_by
     options["learning_rate"] = args.learning_rate or CLASSIFICATION_LEARNING_RATES[args.train]
-    arguments = TrainingArguments(folder, **CLASSIFICATION_DEFAULTS | options)
+    arguments = ClassificationArguments(folder, **options)
     cached_part = args.train if args.train in CACHED_PARTS else None
     trainer = make_trainer(model, arguments, tokenizer, splits, cached_part, Path(folder, "states"))
     trainer.train()
