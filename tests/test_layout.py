@@ -33,7 +33,7 @@ ALLOWED_UPWARD = {
 }
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 560, 60
 # Being divided.
-LONG_FILES = {"tests/test_judge.py", "tests/test_openai_weights.py", "tests/test_token_shards.py"}
+LONG_FILES = {"tests/test_judge.py", "tests/test_openai_weights.py"}
 LONG_FUNCTIONS = {
     *("examples/classify.py:main", "examples/pretrain.py:main", "examples/sft.py:main"),
     "scratch_gpt2/evaluation/perplexity.py:perplexity",
