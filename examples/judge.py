@@ -4,13 +4,13 @@
     python examples/judge.py --responses responses.json --model gpt-4o-mini --base_url https://api.openai.com/v1
     python examples/judge.py --responses responses.json --model runs/judge --base_url http://localhost:8000/v1
 
-The first asks Ollama at its default address, the second OpenAI with the key in the environment's OPENAI_API_KEY, the
-third `transformers serve`. The responses are a list of objects with instruction, input, output (the reference) and
-response, as examples/respond.py writes them. Each reply is kept in `--output` as soon as it has come: a stopped run
-goes on from there. Beside it come the figures (.json) and their histogram (.png).
+The first command asks Ollama at its default address, the second one OpenAI with the key in the environment variable
+OPENAI_API_KEY, the third one `transformers serve`. The responses are a list of objects with instruction, input, output
+(the reference) and response, as examples/respond.py writes them. Each reply is appended to `--output` as soon as it
+arrives, so the same command continues a stopped run. The summary (.json) and the histogram of the scores (.png) are
+written beside it.
 """
 
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,33 +18,47 @@ from pathlib import Path
 from transformers import HfArgumentParser
 
 from scratch_gpt2.cli import run_main
-from scratch_gpt2.evaluation.judge import OLLAMA, Endpoint, judge, plot_scores, read_responses
-from scratch_gpt2.files import write_atomically
+from scratch_gpt2.evaluation.chat_client import OLLAMA, Endpoint
+from scratch_gpt2.evaluation.judge import judge, plot_scores, read_responses
+from scratch_gpt2.evaluation.models import is_first_process
+from scratch_gpt2.files import check_outputs, new_figure, write_json
 
 
 @dataclass
 class Arguments:
     responses: str = field(metadata={"help": "A .json or .jsonl file, such as examples/respond.py writes."})
-    model: str = field(metadata={"help": "The judge's name at its server, such as llama3.2 or gpt-4o-mini."})
+    model: str = field(metadata={"help": "The judge's name on its server, such as llama3.2 or gpt-4o-mini."})
     base_url: str = field(default=OLLAMA, metadata={"help": "Address of a server with OpenAI's API."})
     api_key_env: str = field(
-        default="OPENAI_API_KEY", metadata={"help": "Environment variable with the key; it may be unset."}
+        default="OPENAI_API_KEY", metadata={"help": "Environment variable with the API key; it may be unset."}
     )
     output: str = field(default="scores.jsonl", metadata={"help": "JSON lines: row, score, the judge's reply."})
-    response_field: str = field(default="response", metadata={"help": "Field of a row with what is to be scored."})
-    concurrency: int = field(default=4, metadata={"help": "Requests under way at once."})
+    overwrite: bool = field(
+        default=False, metadata={"help": "Start again instead of continuing, replacing the files."}
+    )
+    response_field: str = field(default="response", metadata={"help": "Field of a row with the text to score."})
+    concurrency: int = field(default=4, metadata={"help": "Number of requests in flight."})
     timeout: float = field(default=60.0, metadata={"help": "Seconds for one request."})
-    retries: int = field(default=5, metadata={"help": "Further tries of one request, after 1, 2, 4 ... seconds."})
+    retries: int = field(default=5, metadata={"help": "Further attempts for a request, after 1, 2, 4 ... seconds."})
     max_tokens: int = field(
-        default=16, metadata={"help": "Tokens of a reply; a longer one is no score. A judge that thinks needs more."}
+        default=16,
+        metadata={"help": "Maximum length of a reply; a longer one is not a score. A reasoning model needs more."},
     )
 
 
 def main() -> None:
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    if not is_first_process():
+        return
     output = Path(arguments.output)
     if output.suffix != ".jsonl":
         raise ValueError(f"--output is {arguments.output!r} but must end with .jsonl.")
+    summary_file, plot_file = output.with_suffix(".json"), output.with_suffix(".png")
+    check_outputs(
+        [output, summary_file, plot_file],
+        inputs=[arguments.responses],
+        overwrite=arguments.overwrite or output.exists(),  # scores.jsonl may be that of a stopped run
+    )
     rows = read_responses(arguments.responses, arguments.response_field)
     endpoint = Endpoint(
         model=arguments.model,
@@ -54,22 +68,30 @@ def main() -> None:
         retries=arguments.retries,
         max_tokens=arguments.max_tokens,
     )
+    new_figure()  # without matplotlib, end here
+    if arguments.overwrite:
+        output.unlink(missing_ok=True)
     result = judge(rows, endpoint, output, arguments.concurrency)
 
     summary = {"judge": arguments.model, "responses": arguments.responses} | result.summary()
-    write_atomically(output.with_suffix(".json"), lambda file: file.write(json.dumps(summary, indent=1).encode()))
-    plot_scores(summary, output.with_suffix(".png"))
-    print_summary(summary)
+    write_json(summary_file, summary)
+    plot_scores(summary, plot_file)
+    print_summary(summary, arguments.max_tokens)
 
 
-def print_summary(summary: dict) -> None:
+def print_summary(summary: dict, max_tokens: int) -> None:
     mean, median = ("none" if summary[name] is None else f"{summary[name]:.1f}" for name in ("mean", "median"))
     print(f"mean {mean}, median {median}: {summary['scored']} of {summary['rows']} responses scored")
-    print(f"{summary['unparsable']} replies were no score, {summary['failed']} requests failed")
+    print(f"replies that are not a score: {summary['unparsable']}, failed requests: {summary['failed']}")
+    if summary["cut_off"]:
+        print(
+            f"replies cut off after {max_tokens} tokens: {summary['cut_off']}; a reasoning model needs a larger "
+            "--max_tokens (and --overwrite)"
+        )
     for reason, count in summary["failures"].items():
-        print(f"  {count} times {reason}")
+        print(f"  {count} x {reason}")
     if summary["failed"]:
-        print("Run the same command again to ask for these once more.")
+        print("Run the same command again to repeat the failed requests.")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +65,53 @@ def new_figure(**options):
     return Figure(layout="constrained", **options)
 
 
-def save_figure(figure, path: str | os.PathLike, numbers) -> None:
+def save_figure(figure, path: str | os.PathLike, numbers=None) -> None:
+    """Write the figure as PNG, and `numbers`, from which it was drawn, beside it as .json."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(numbers, indent=1).encode() + b"\n"
-    write_atomically(path.with_suffix(".json"), lambda file: file.write(content))
+    if numbers is not None:
+        content = json.dumps(numbers, indent=1).encode() + b"\n"
+        write_atomically(path.with_suffix(".json"), lambda file: file.write(content))
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+
+
+def check_outputs(
+    outputs: Iterable[str | os.PathLike], *, inputs: Iterable[str | os.PathLike] = (), overwrite: bool = False
+) -> None:
+    """Check before the work starts that the files can be written and that none is lost by it.
+
+    Args:
+        outputs: files to write; their folders need not exist.
+        inputs: files to read, and anything else that was given as a source, such as the name of a Hub data set.
+        overwrite: replace outputs that exist. An output that is also an input is refused in any case.
+
+    Raises:
+        ValueError: an output is also an input.
+        FileExistsError: an output exists, and `overwrite` is False.
+        OSError: an output is a folder, or cannot be created.
+    """
+    sources = [Path(source) for source in inputs]
+    for output in map(Path, outputs):
+        if any(is_same_file(output, source) for source in sources):
+            raise ValueError(f"{output} is an input of this command and would be replaced; choose another output.")
+        if output.is_dir():
+            raise IsADirectoryError(f"{output} is a folder; give the name of a file.")
+        if output.exists() and not overwrite:
+            raise FileExistsError(f"{output} exists; choose another name, or add --overwrite to replace it.")
+        check_writable(output)
+
+
+def is_same_file(one: Path, other: Path) -> bool:
+    if one.exists() and other.exists():
+        return os.path.samefile(one, other)
+    return os.path.realpath(one) == os.path.realpath(other)
+
+
+def check_writable(file: Path) -> None:
+    """Raise OSError where a file of this name cannot be created."""
+    folder = next(parent for parent in Path(os.path.abspath(file)).parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise type(error)(f"{file} cannot be written ({error.strerror}); choose another folder.") from error

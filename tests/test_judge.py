@@ -20,10 +20,10 @@ from model_fixtures import tiny_model
 from transformers.utils.import_utils import is_serve_available
 
 from scratch_gpt2 import export_gpt2
-from scratch_gpt2.evaluation import judge as judge_module
+from scratch_gpt2.evaluation import chat_client
+from scratch_gpt2.evaluation.chat_client import Endpoint
 from scratch_gpt2.evaluation.judge import (
     SYSTEM_PROMPT,
-    Endpoint,
     JudgedRow,
     JudgeResult,
     judge,
@@ -106,7 +106,7 @@ def serving(answer):
 
 @pytest.fixture(autouse=True)
 def short_delays(monkeypatch):
-    monkeypatch.setattr(judge_module, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(chat_client, "FIRST_DELAY", 0.01)
 
 
 def rows_of(responses):
@@ -142,7 +142,17 @@ def write_responses(folder, responses=("Blue.",), **fields):
 
 @pytest.mark.parametrize(
     ("reply", "score"),
-    [("0", 0), ("7", 7), ("85", 85), ("100", 100), (" 85\n", 85)]
+    [
+        ("0", 0),
+        ("7", 7),
+        ("85", 85),
+        ("100", 100),
+        (" 85\n", 85),
+        ("<think>…</think>85", 85),
+        ("<think>\nThe reference says 100.\n</think>\n\n85\n", 85),
+        ("The prompt ends with the opening tag.</think>7", 7),
+        ("<think></think>100", 100),
+    ]
     + [
         (reply, None)
         for reply in (
@@ -167,6 +177,11 @@ def write_responses(folder, responses=("Blue.",), **fields):
             "1e2",
             "+5",
             "1_0",
+            "<think>85",
+            "<think>85</think>",
+            "<think>a</think>Score: 85",
+            "<think>a</think>b</think>85",
+            "85<think>a</think>",
         )
     ],
 )
@@ -182,6 +197,7 @@ def test_mean_median_and_histogram():
         "rows": 7,
         "scored": 5,
         "unparsable": 1,
+        "cut_off": 0,
         "failed": 1,
         "failures": {"HTTP 500: gone": 1},
         "histogram": {
@@ -216,7 +232,7 @@ def test_the_request_is_the_documented_one(tmp_path):
                 "Reply with one integer from 0 to 100 and nothing else.",
             },
         ],
-        "max_tokens": 16,
+        "max_completion_tokens": 16,
         "temperature": 0.0,
         "stream": False,
     }
@@ -260,24 +276,26 @@ def test_marks_of_a_chat_template_are_not_tokens_of_the_request(tiny_tokenizer):
 
 def test_a_reply_cut_off_is_no_score(tmp_path):
     with serving(lambda body, number: Reply(completion("10", finish_reason="length"))) as (address, _):
-        assert run_judge(address, tmp_path) == JudgeResult({1: None}, {})
+        assert run_judge(address, tmp_path) == JudgeResult({1: None}, {}, cut_off=1)
+    with serving(lambda body, number: "90") as (address, _):
+        assert run_judge(address, tmp_path) == JudgeResult({1: None}, {}, cut_off=1)  # as the file says
 
 
 @pytest.mark.parametrize(
     ("reply", "reason"),
     [
         (Reply({"error": "out of memory"}, status=500), 'HTTP 500: {"error": "out of memory"}'),
-        (Reply("[1]", status=500), "the answer is no chat completion"),
+        (Reply("[1]", status=500), "HTTP 500: [1]"),
         (Reply("<html>", status=503, headers={"Content-Type": "text/html"}), "HTTP 503: <html>"),
         (Reply({"error": "slow down"}, status=429), 'HTTP 429: {"error": "slow down"}'),
-        (Reply(completion("85"), wait=5), "no whole answer within 0.5 seconds"),
-        (Reply(completion("85"), drip=0.1), "no whole answer within 0.5 seconds"),
-        (Reply("<html>fine</html>"), "the answer is no chat completion"),
-        (Reply("{"), "the answer is no chat completion"),
-        (Reply("[]"), "the answer is no chat completion"),
-        (Reply({"choices": []}), "the answer is no chat completion"),
-        (Reply({"choices": 85}), "the answer is no chat completion"),
-        (Reply({"choices": [{"message": {"content": 85}}]}), "the answer is no chat completion"),
+        (Reply(completion("85"), wait=5), "no complete answer within 0.5 seconds"),
+        (Reply(completion("85"), drip=0.1), "no complete answer within 0.5 seconds"),
+        (Reply("<html>fine</html>"), "the answer is not a chat completion"),
+        (Reply("{"), "the answer is not a chat completion"),
+        (Reply("[]"), "the answer is not a chat completion"),
+        (Reply({"choices": []}), "the answer is not a chat completion"),
+        (Reply({"choices": 85}), "the answer is not a chat completion"),
+        (Reply({"choices": [{"message": {"content": 85}}]}), "the answer is not a chat completion"),
         (Reply(completion("85"), cut=10), "RemoteProtocolError: peer closed connection without sending complete"),
     ],
 )
@@ -301,7 +319,7 @@ def test_waits_as_long_as_the_server_asks(tmp_path):
 
 
 def test_waits_twice_as_long_each_time(tmp_path, monkeypatch):
-    monkeypatch.setattr(judge_module, "FIRST_DELAY", 0.1)
+    monkeypatch.setattr(chat_client, "FIRST_DELAY", 0.1)
     with serving(lambda body, number: Reply(status=500)) as (address, requests):
         run_judge(address, tmp_path, retries=3)
     times = [request[3] for request in requests]
@@ -325,6 +343,115 @@ def test_what_the_server_refuses_is_not_asked_for_again(tmp_path):
     assert result.scores == {2: 85}
     assert result.failures[1].startswith("HTTP 400: ") and "too" in result.failures[1]
     assert KEY not in result.failures[1] and "\x1b" not in result.failures[1]
+
+
+OPENAI_REFUSAL = {
+    "error": {
+        "message": "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' "
+        "instead.",
+        "type": "invalid_request_error",
+        "param": "max_tokens",
+        "code": "unsupported_parameter",
+    }
+}
+TEMPERATURE_REFUSAL = {
+    "error": {
+        "message": "Unsupported value: 'temperature' does not support 0 with this model. Only the default (1) value "
+        "is supported.",
+        "param": "temperature",
+    }
+}
+
+
+def parameters(requests):
+    return [{name for name in body if name.startswith(("max", "temp"))} for _, _, body, _ in requests]
+
+
+def test_newer_openai_models(tmp_path, caplog):
+    """They refuse `max_tokens` and any temperature but 1 (https://github.com/simonw/llm/issues/724)."""
+
+    def answer(body, number):
+        if "max_tokens" in body:
+            return Reply(OPENAI_REFUSAL, status=400)
+        return Reply(TEMPERATURE_REFUSAL, status=400) if "temperature" in body else "85"
+
+    with serving(answer) as (address, requests):
+        assert run_judge(address, tmp_path, ["a", "b", "c"]).scores == {1: 85, 2: 85, 3: 85}
+    assert parameters(requests) == [{"max_completion_tokens", "temperature"}] + [{"max_completion_tokens"}] * 3
+    assert "refuses temperature 0" in caplog.text
+
+
+@pytest.mark.parametrize("concurrency", [1, 4])
+def test_servers_that_know_only_max_tokens(tmp_path, concurrency):
+    def answer(body, number):
+        if "max_completion_tokens" in body:
+            return Reply({"detail": "Unexpected fields in the request: {'max_completion_tokens'}"}, status=422)
+        return "85"
+
+    with serving(answer) as (address, requests):
+        result = run_judge(address, tmp_path, [str(n) for n in range(6)], concurrency)
+    assert result == JudgeResult(dict.fromkeys(range(1, 7), 85), {})
+    assert parameters(requests)[-2:] == [{"max_tokens", "temperature"}] * 2
+    assert 7 <= len(requests) <= 6 + concurrency
+
+
+def test_servers_that_ignore_max_completion_tokens(tmp_path):
+    """Ollama does (https://github.com/ollama/ollama/issues/7125): the first reply has 422 tokens."""
+
+    def answer(body, number):
+        if "max_tokens" in body:
+            return Reply(completion("85", finish_reason="length"))
+        return Reply(completion("85 because ...") | {"usage": {"completion_tokens": 422}})
+
+    with serving(answer) as (address, requests):
+        assert run_judge(address, tmp_path, ["a", "b"]) == JudgeResult({1: None, 2: None}, {}, cut_off=1)
+    assert parameters(requests) == [{"max_completion_tokens", "temperature"}, {"max_tokens", "temperature"}]
+
+
+def test_a_refusal_that_is_the_same_for_all_rows_ends_the_run(tmp_path):
+    """Three rows with the same reason, before any reply; numbers such as lengths may differ."""
+
+    def answer(body, number):
+        return Reply({"error": f"request {number} lacks the field 'tenant'"}, status=400)
+
+    sentence = "The server refuses every request: HTTP 400: .*lacks the field 'tenant'.*; change the options and run"
+    with serving(answer) as (address, requests), pytest.raises(ValueError, match=sentence):
+        run_judge(address, tmp_path, [str(n) for n in range(40)])
+    assert len(requests) == 3
+    with serving(answer) as (address, requests), pytest.raises(ValueError, match=sentence):
+        run_judge(address, tmp_path / "several", [str(n) for n in range(40)], concurrency=4)
+    assert len(requests) <= 7
+
+
+def test_rows_that_are_refused_among_others_do_not_end_the_run(tmp_path):
+    def answer(body, number):
+        return "85" if response_in(body) == "a" else Reply({"error": "too long"}, status=400)
+
+    responses = ["a", *"bcdef"]
+    with serving(answer) as (address, requests):
+        result = run_judge(address, tmp_path, responses)
+        assert result.scores == {1: 85} and len(result.failures) == 5 and len(requests) == 6
+        assert run_judge(address, tmp_path, responses) == result  # also in the next run, which has no reply at all
+
+
+@pytest.mark.parametrize(
+    ("base_url", "address"),
+    [
+        ("http://h:8000", "http://h:8000/v1/chat/completions"),
+        ("http://h:8000/v1/", "http://h:8000/v1/chat/completions"),
+        ("https://h/openai/v1?api-version=1", "https://h/openai/v1/chat/completions?api-version=1"),
+        ("https://h/proxy", "https://h/proxy/v1/chat/completions"),
+        ("https://h/v1/chat/completions", "https://h/v1/chat/completions"),
+    ],
+)
+def test_the_address_of_the_api(base_url, address):
+    assert Endpoint("a-judge", base_url).completions_url == address
+
+
+def test_the_offline_mode_of_the_hub_is_not_touched(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with serving(lambda body, number: "85") as (address, _):
+        assert run_judge(address, tmp_path) == JudgeResult({1: 85}, {})
 
 
 def test_finished_rows_are_not_asked_again_and_failed_ones_are(tmp_path):
@@ -381,7 +508,7 @@ def test_so_many_requests_are_under_way_at_once(tmp_path, concurrency):
 
 
 def test_a_server_that_has_gone_ends_the_run(tmp_path):
-    sentence = "10 rows failed one after the other, at last with: HTTP 502: no message; finished rows are kept"
+    sentence = "10 requests in a row failed, the last one with: HTTP 502: no message; finished rows are kept"
     with (
         serving(lambda body, number: "20" if number <= 2 else Reply(status=502)) as (address, requests),
         pytest.raises(ConnectionError, match=sentence),
@@ -400,7 +527,7 @@ def test_the_hubs_token_is_not_sent_to_another_server(tmp_path, monkeypatch):
 
 def test_the_key_is_not_shown():
     assert KEY not in repr(Endpoint("a-judge", api_key=KEY))
-    with pytest.raises(ValueError, match="characters that no HTTP header can") as error:
+    with pytest.raises(ValueError, match="characters that an HTTP header cannot hold") as error:
         Endpoint("a-judge", api_key="ключ")
     assert "ключ" not in str(error.value)
 
@@ -417,9 +544,9 @@ def test_script(tmp_path, monkeypatch, capsys):
     assert errors == []
     assert out.splitlines() == [
         "mean 65.0, median 65.0: 2 of 4 responses scored",
-        "1 replies were no score, 1 requests failed",
-        '  1 times HTTP 500: {"error": "***"}',
-        "Run the same command again to ask for these once more.",
+        "replies that are not a score: 1, failed requests: 1",
+        '  1 x HTTP 500: {"error": "***"}',
+        "Run the same command again to repeat the failed requests.",
     ]
     assert all(headers["authorization"] == f"Bearer {KEY}" for _, headers, _, _ in requests)
     assert (tmp_path / "scores.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -429,6 +556,50 @@ def test_script(tmp_path, monkeypatch, capsys):
         "responses.json", "scores.json", "scores.jsonl", "scores.png",
     ]  # fmt: skip
     assert not any(KEY.encode() in file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_script_never_replaces_its_input_or_the_files_of_others(tmp_path, monkeypatch, capsys):
+    responses = write_responses(tmp_path).rename(tmp_path / "run1.json")
+    content = responses.read_bytes()
+    with serving(lambda body, number: "85") as (address, requests):
+
+        def script(*arguments):
+            options = ("--responses", responses, "--model", "a-judge", "--base_url", address)
+            return run_script(monkeypatch, capsys, *options, *arguments)
+
+        for overwrite in ((), ("--overwrite", "True")):
+            _, (error,) = script("--output", tmp_path / "run1.jsonl", *overwrite)
+            assert error == (
+                f"error: {responses} is an input of this command and would be replaced; choose another output."
+            )
+        (tmp_path / "mine.png").write_bytes(b"a picture")
+        _, (error,) = script("--output", tmp_path / "mine.jsonl")
+        assert error == (
+            f"error: {tmp_path / 'mine.png'} exists; choose another name, or add --overwrite to replace it."
+        )
+        (tmp_path / "file").write_text("")
+        _, (error,) = script("--output", tmp_path / "file" / "scores.jsonl")
+        assert "scores.jsonl cannot be written (Not a directory); choose another folder." in error
+        assert requests == [] and responses.read_bytes() == content
+        assert (tmp_path / "mine.png").read_bytes() == b"a picture"
+
+        assert script("--output", tmp_path / "scores.jsonl")[1] == []
+        assert script("--output", tmp_path / "scores.jsonl")[1] == []  # continues: there is nothing left to request
+        assert len(requests) == 1
+        assert script("--output", tmp_path / "scores.jsonl", "--overwrite")[1] == []
+        assert len(requests) == 2
+
+
+def test_script_says_when_replies_were_cut_off(tmp_path, monkeypatch, capsys):
+    with serving(lambda body, number: Reply(completion("<think>So", finish_reason="length"))) as (address, _):
+        out, errors = run_script(
+            monkeypatch, capsys, "--responses", write_responses(tmp_path), "--model", "m", "--base_url", address,
+            "--output", tmp_path / "s.jsonl",
+        )  # fmt: skip
+    assert errors == []
+    assert out.splitlines()[2] == (
+        "replies cut off after 16 tokens: 1; a reasoning model needs a larger --max_tokens (and --overwrite)"
+    )
 
 
 def one_sentence(monkeypatch, capsys, folder, responses, *arguments):
@@ -550,11 +721,19 @@ def test_transformers_serve(tmp_path, tiny_tokenizer, monkeypatch, capsys):
         for name, expected in (
             (
                 "sure",
-                ["mean 85.0, median 85.0: 3 of 3 responses scored", "0 replies were no score, 0 requests failed"],
+                [
+                    "mean 85.0, median 85.0: 3 of 3 responses scored",
+                    "replies that are not a score: 0, failed requests: 0",
+                ],
             ),
             (
                 "random",
-                ["mean none, median none: 0 of 3 responses scored", "3 replies were no score, 0 requests failed"],
+                [
+                    "mean none, median none: 0 of 3 responses scored",
+                    "replies that are not a score: 3, failed requests: 0",
+                    "replies cut off after 16 tokens: 3; a reasoning model needs a larger --max_tokens (and "
+                    "--overwrite)",
+                ],
             ),
         ):
             out, errors = run_script(

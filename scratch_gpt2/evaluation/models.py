@@ -8,12 +8,21 @@ import time
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from ..checkpoint_files import is_foreign_checkpoint
 from ..modeling_scratch_gpt2 import ScratchGPT2ForCausalLM
 
 PROMPT_LENGTH = 16
+
+
+def is_first_process() -> bool:
+    """Whether this process does the work. Evaluation runs in one process; the others that a launcher such as torchrun
+    has started would do the same work again and write to the same files."""
+    state = PartialState()
+    state.destroy_process_group()  # nobody waits for the others
+    return state.is_main_process
 
 
 def load_causal_lm(name: str) -> PreTrainedModel:
