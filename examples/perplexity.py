@@ -6,18 +6,16 @@
 
 Each file is one text, over which a window of `--context` tokens slides in steps of `--stride`; see
 `scratch_gpt2/evaluation/perplexity.py`. GPT-2 checkpoints of any origin are computed with our model, other
-architectures with transformers' own classes. The device is the one that accelerate chooses.
+architectures with transformers' own classes. accelerate chooses the device.
 
 Published GPT-2 figures on WikiText-2 are for the rows of the Hub's data set with a blank line between them, 287,644
-tokens; the file `wiki.test.raw` as it is has 286,221. This writes the former:
+tokens; the file `wiki.test.raw` itself has 286,221. This command writes the former:
 
     python -c "from datasets import load_dataset as load; \\
         rows = load('Salesforce/wikitext', 'wikitext-2-raw-v1', split='test')['text']; \\
         open('wikitext2.txt', 'w', encoding='utf-8', newline='').write('\\n\\n'.join(rows))"
 """
 
-import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -26,42 +24,50 @@ from transformers import HfArgumentParser
 
 from scratch_gpt2.cli import run_main
 from scratch_gpt2.data.text_sources import parse_separator, read_whole_text
-from scratch_gpt2.evaluation.models import load_causal_lm
-from scratch_gpt2.evaluation.perplexity import perplexity
+from scratch_gpt2.evaluation.models import is_first_process, load_causal_lm, load_tokenizer_of
+from scratch_gpt2.evaluation.perplexity import PerplexityResult, perplexity
+from scratch_gpt2.files import check_outputs, write_json
 from scratch_gpt2.tokenization import END_OF_TEXT, load_tokenizer
 
 
 @dataclass
 class Arguments:
-    model: str = field(metadata={"help": "Folder or Hub id of a causal language model, or nanoGPT's ckpt.pt."})
-    text: list[str] = field(metadata={"help": "Text files in UTF-8, each measured by itself."})
+    model: str = field(
+        metadata={"help": "Folder or Hub id of a causal language model or an adapter, or nanoGPT's ckpt.pt."}
+    )
+    text: list[str] = field(metadata={"help": "Text files in UTF-8, each evaluated separately."})
     tokenizer: str | None = field(
         default=None, metadata={"help": "Folder, Hub id or tiktoken:gpt2; by default the model's."}
     )
     context: int | None = field(
-        default=None, metadata={"help": "Tokens in a window; by default as many as the model has positions."}
+        default=None, metadata={"help": "Tokens in a window; by default the model's number of positions."}
     )
     stride: int | None = field(
-        default=None, metadata={"help": "Tokens by which the window moves on; by default half a window."}
+        default=None, metadata={"help": "Tokens by which the window advances; by default half a window."}
     )
-    batch_size: int = field(default=4, metadata={"help": "Windows computed together; changes speed and memory only."})
+    batch_size: int = field(default=4, metadata={"help": "Windows per batch; affects speed and memory only."})
     document_separator: str = field(
-        default=END_OF_TEXT,
-        metadata={"help": "What stands between documents of a text; '' switches it off."},
+        default=END_OF_TEXT, metadata={"help": "What separates the documents of a text; '' for nothing."}
     )
     json: str | None = field(default=None, metadata={"help": "File to write the figures and their protocol to."})
+    overwrite: bool = field(default=False, metadata={"help": "Replace the file of --json if it exists."})
 
 
 def main() -> None:
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    if not is_first_process():
+        return
+    if arguments.json:
+        if not Path(arguments.json).absolute().parent.is_dir():
+            raise FileNotFoundError(f"The folder for {arguments.json!r} does not exist; create it first.")
+        check_outputs([arguments.json], inputs=[*arguments.text, arguments.model], overwrite=arguments.overwrite)
     texts = {path: read_whole_text(path) for path in arguments.text}
-    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
-        raise FileNotFoundError(f"The folder for {arguments.json!r} does not exist; create it first.")
-    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
+    tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else load_tokenizer_of(arguments.model)
     model = load_causal_lm(arguments.model).to(PartialState().device)
 
-    results = {
-        path: perplexity(
+    results = {}
+    for path, text in texts.items():
+        results[path] = perplexity(
             model,
             tokenizer,
             text,
@@ -70,14 +76,18 @@ def main() -> None:
             batch_size=arguments.batch_size,
             separator=parse_separator(arguments.document_separator),
         )
-        for path, text in texts.items()
-    }
-    print_table(results)
+    print_table(results, arguments.document_separator)
     if arguments.json:
-        write_json(arguments, str(model.dtype).removeprefix("torch."), results)
+        report = {
+            "model": arguments.model,
+            "tokenizer": arguments.tokenizer or arguments.model,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "results": [{"text": path} | asdict(result) for path, result in results.items()],
+        }
+        write_json(arguments.json, report)
 
 
-def print_table(results) -> None:
+def print_table(results: dict[str, PerplexityResult], separator: str) -> None:
     protocol = next(iter(results.values()))
     start_token = "a start token" if protocol.start_token else "no start token"
     print(f"windows of {protocol.context_length} tokens, stride {protocol.stride}, {start_token}, mean over tokens")
@@ -87,18 +97,9 @@ def print_table(results) -> None:
             f"{result.perplexity:12.4f} {result.bits_per_byte:10.4f} {result.loss:8.4f} {result.scored_tokens:11,} "
             f"{result.tokens:11,} {result.bytes:12,}  {path}"
         )
-
-
-def write_json(arguments: Arguments, dtype: str, results) -> None:
-    report = {
-        "model": arguments.model,
-        "tokenizer": arguments.tokenizer or arguments.model,
-        "dtype": dtype,
-        "results": [{"text": path} | asdict(result) for path, result in results.items()],
-    }
-    unfinished = f"{arguments.json}.tmp"
-    Path(unfinished).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    os.replace(unfinished, arguments.json)
+    for path, result in results.items():
+        if result.document_ends:
+            print(f"{path}: {result.document_ends:,} x {separator}, read as the end-of-text token and not counted as bytes")
 
 
 if __name__ == "__main__":

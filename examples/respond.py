@@ -4,13 +4,12 @@
     python examples/respond.py --model openai-community/gpt2 --data test.json --output base.json --max_new_tokens 64
     python examples/respond.py --model runs/lora --data test.json --output sampled.json --temperature 0.7
 
-`--model` is a folder or Hub id of any causal language model or the folder of a PEFT adapter. Rows are {"instruction",
-"input", "output"}, {"prompt", "completion"} or {"messages"}, in .json or .jsonl files or on the Hub. `--output` gets
-a list of objects with instruction, input, output (the reference) and response, for examples/judge.py; of a longer
-conversation the last question is the instruction. A run that was stopped goes on where it was.
+`--model` is a folder or Hub id of any causal language model or of a PEFT adapter. Rows are {"instruction", "input",
+"output"}, {"prompt", "completion"} or {"messages"}, in .json or .jsonl files or on the Hub. `--output` is a list of
+objects with instruction, input, output (the reference) and response, for examples/judge.py; the instruction of a
+longer conversation is its last question. The same command continues a stopped run.
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,38 +19,52 @@ from transformers import HfArgumentParser, set_seed
 
 from scratch_gpt2.cli import offline_unless_hub_answers, run_main
 from scratch_gpt2.data.instructions import Conversation, read_instructions
+from scratch_gpt2.evaluation.models import is_first_process, load_causal_lm, load_tokenizer_of
 from scratch_gpt2.evaluation.progress import ProgressFile, digest
-from scratch_gpt2.evaluation.responses import load_model, load_tokenizer_of, reference_loss, reference_metrics
-from scratch_gpt2.files import write_atomically
+from scratch_gpt2.evaluation.responses import (
+    BLEU_WORDS,
+    check_metric_packages,
+    reference_loss,
+    reference_metrics,
+    short_responses,
+)
+from scratch_gpt2.files import check_outputs, write_json
 from scratch_gpt2.prediction import batches_by_length, encode_prompts, respond
 from scratch_gpt2.tokenization import load_tokenizer
 
 
 @dataclass
 class Arguments:
-    model: str = field(metadata={"help": "Folder or Hub id of a causal language model, or an adapter's folder."})
+    model: str = field(metadata={"help": "Folder or Hub id of a causal language model or an adapter."})
     data: list[str] = field(metadata={"help": ".json or .jsonl files, or Hub data sets."})
     tokenizer: str | None = field(
         default=None, metadata={"help": "Folder, Hub id or tiktoken:gpt2; by default the model's."}
     )
-    output: str = field(default="responses.json", metadata={"help": "File for the answers, ending with .json."})
-    max_rows: int | None = field(default=None, metadata={"help": "Answer the first so many rows only."})
-    max_new_tokens: int = field(default=256, metadata={"help": "Tokens after which an answer is cut off."})
-    batch_size: int = field(default=16, metadata={"help": "Answers computed together."})
-    temperature: float = field(default=0.0, metadata={"help": "0: the likeliest token always; 1: sample."})
-    top_k: int = field(default=50, metadata={"help": "Sample among so many of the likeliest tokens; 0: all."})
-    top_p: float = field(default=1.0, metadata={"help": "Sample among the likeliest tokens of this probability."})
-    seed: int = field(default=0, metadata={"help": "Of the samples."})
+    output: str = field(
+        default="responses.json", metadata={"help": "File to write the answers to, ending with .json."}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "Replace the output file if it exists."})
+    max_rows: int | None = field(default=None, metadata={"help": "Answer the first N rows only."})
+    max_new_tokens: int = field(default=256, metadata={"help": "Maximum length of an answer, in tokens."})
+    batch_size: int = field(default=16, metadata={"help": "Answers generated per batch."})
+    temperature: float = field(default=0.0, metadata={"help": "Sampling temperature; 0: greedy decoding."})
+    top_k: int = field(default=50, metadata={"help": "Sample from the K most likely tokens; 0: from all."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Sample from the most likely tokens with this total probability."}
+    )
+    seed: int = field(default=0, metadata={"help": "Seed for sampling."})
 
 
 def main() -> None:
     (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    if not is_first_process():
+        return
     check(arguments)
-    for name in (arguments.model, *arguments.data):
+    for name in arguments.data:
         offline_unless_hub_answers(name)
     conversations = read_instructions(arguments.data, arguments.max_rows)
     tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else load_tokenizer_of(arguments.model)
-    model = load_model(arguments.model).to(PartialState().device)
+    model = load_causal_lm(arguments.model).to(PartialState().device)
     fitting, prompts = fit(model, tokenizer, conversations, arguments.max_new_tokens)
     try:
         loss = reference_loss(model, tokenizer, fitting)
@@ -69,13 +82,15 @@ def main() -> None:
 def check(arguments: Arguments) -> None:
     if not arguments.output.endswith(".json"):
         raise ValueError(f"--output is {arguments.output!r} but must end with .json.")
+    check_outputs([arguments.output], inputs=[*arguments.data, arguments.model], overwrite=arguments.overwrite)
+    check_metric_packages()
     for name, least in (("max_new_tokens", 1), ("batch_size", 1), ("temperature", 0)):
         if getattr(arguments, name) < least:
             raise ValueError(f"{name} is {getattr(arguments, name)} but must be at least {least}.")
 
 
 def fit(model, tokenizer, conversations: list[Conversation], max_new_tokens: int):
-    """The conversations whose prompt leaves room for a whole answer, and their prompts' ids."""
+    """The conversations whose prompt leaves room for an answer of maximum length, and the ids of their prompts."""
     positions = getattr(model.config, "max_position_embeddings", None)
     longest = None if positions is None else positions - max_new_tokens
     fitting, prompts = encode_prompts(tokenizer, conversations, longest)
@@ -86,7 +101,7 @@ def fit(model, tokenizer, conversations: list[Conversation], max_new_tokens: int
         )
         if not fitting:
             raise ValueError(f"{sentence}; choose a smaller --max_new_tokens.")
-        print(f"{sentence}: left out")
+        print(f"{sentence}: skipped")
     highest = max(map(max, prompts))
     if highest >= model.config.vocab_size:
         raise ValueError(
@@ -97,14 +112,14 @@ def fit(model, tokenizer, conversations: list[Conversation], max_new_tokens: int
 
 
 def settings(arguments: Arguments, model, prompts: list[list[int]]) -> dict:
-    """What the answers depend on. Training changes the first numbers of some weights, whatever the folder's name."""
+    """What the answers depend on. Of each weight the first numbers suffice: training changes some of them."""
     names = ("model", "max_new_tokens", "batch_size", "temperature", "top_k", "top_p", "seed")
     weights = [parameter.detach().flatten()[:16].tolist() for parameter in model.parameters()]
     return {name: getattr(arguments, name) for name in names} | {"weights": digest(weights), "rows": digest(prompts)}
 
 
 def answer_all(model, tokenizer, prompts: list[list[int]], arguments: Arguments, progress: ProgressFile) -> list[dict]:
-    """A record with text and stopped for each prompt; those of an earlier run are in `progress`."""
+    """A record with text and stopped for each prompt; `progress` holds those of an earlier run."""
     options = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.temperature > 0}
     if arguments.temperature > 0:
         options |= {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p")}
@@ -112,7 +127,7 @@ def answer_all(model, tokenizer, prompts: list[list[int]], arguments: Arguments,
     with tqdm(total=len(prompts), desc="Answering", unit=" rows") as bar:
         for batch in batches_by_length([len(ids) for ids in prompts], arguments.batch_size):
             if not answers.keys() >= set(batch):
-                set_seed(arguments.seed + batch[0])  # so that a continued run draws what an unbroken one does
+                set_seed(arguments.seed + batch[0])  # a continued run then draws the same samples
                 responses = respond(model, tokenizer, [prompts[row] for row in batch], **options)
                 records = [
                     {"row": row, "text": response.text, "stopped": response.stopped}
@@ -129,19 +144,21 @@ def write(conversations: list[Conversation], answers: list[dict], output: Path) 
         {"instruction": row.instruction, "input": row.input, "output": row.output, "response": answer["text"]}
         for row, answer in zip(conversations, answers, strict=True)
     ]
-    text = json.dumps(rows, indent=1, ensure_ascii=False)
-    write_atomically(output, lambda file: file.write(text.encode()))
+    write_json(output, rows)
 
 
 def report(conversations: list[Conversation], answers: list[dict], loss) -> None:
-    metrics = reference_metrics([answer["text"] for answer in answers], [row.output for row in conversations])
+    texts = [answer["text"] for answer in answers]
+    metrics = reference_metrics(texts, [row.output for row in conversations])
     stopped = sum(answer["stopped"] for answer in answers)
     print(f"{len(answers)} answers, {stopped} ended by the model, {len(answers) - stopped} cut off")
     print(f"ROUGE-L       {metrics['rouge_l']:8.2f}")
-    print(f"BLEU          {metrics['bleu']:8.2f}")
+    short = short_responses(texts)
+    note = f"; {short} answers have fewer than {BLEU_WORDS} words, which BLEU expects" if short else ""
+    print(f"BLEU          {metrics['bleu']:8.2f} of the whole set{note}")
     print(f"exact match   {metrics['exact_match']:8.2f} %")
     if loss is not None:
-        note = f", without {loss.too_long} that are too long" if loss.too_long else ""
+        note = f", without {loss.too_long} conversations that are too long" if loss.too_long else ""
         print(f"perplexity    {loss.perplexity:8.2f} of the references ({loss.tokens:,} tokens{note})")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable
@@ -37,9 +38,19 @@ def expand_home(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_json(file: str | os.PathLike, value: object) -> None:
-    """Write `value` as indented JSON in UTF-8, in one step."""
-    content = json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n"
-    write_atomically(Path(file), lambda opened: opened.write(content))
+    """Write `value` as indented JSON in UTF-8, in one step. Infinity and nan, which JSON lacks, become null."""
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = json.dumps(as_json(value), indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    write_atomically(file, lambda opened: opened.write(content))
+
+
+def as_json(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: as_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(file: Path) -> dict:

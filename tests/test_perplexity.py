@@ -273,9 +273,9 @@ def recording(forward, seen):
     return recorded
 
 
-def test_a_model_without_a_longest_context_needs_one():
+def test_a_model_without_a_maximum_context_length_needs_one():
     model = transformers.BloomForCausalLM(transformers.BloomConfig(vocab_size=256, hidden_size=8, n_layer=1, n_head=1))
-    with pytest.raises(ValueError, match="A bloom model has no longest context; give context_length"):
+    with pytest.raises(ValueError, match="A bloom model has no maximum context length; give context_length"):
         perplexity(model, BYTES, TEXT)
     assert perplexity(model, BYTES, TEXT, context_length=16).scored_tokens == len(TEXT) - 1
 

@@ -1,28 +1,32 @@
 import copy
 import json
 import math
+import os
 import re
 import runpy
+import subprocess
 import sys
+import unicodedata
 from itertools import pairwise
 from pathlib import Path
 
 import peft
 import pytest
+import sacrebleu
 import torch
 from model_fixtures import TINY, fill, tiny_model, twins
 from transformers import GPT2LMHeadModel
 
-from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
+from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM, prediction
 from scratch_gpt2.data.instructions import as_conversation, encode_prompt
-from scratch_gpt2.evaluation import responses as responses_module
+from scratch_gpt2.evaluation.models import load_causal_lm, load_tokenizer_of
 from scratch_gpt2.evaluation.progress import ProgressFile
 from scratch_gpt2.evaluation.responses import (
+    UnicodeWords,
     encode_reference,
-    load_model,
-    load_tokenizer_of,
     reference_loss,
     reference_metrics,
+    short_responses,
 )
 from scratch_gpt2.prediction import Response, batches_by_length, encode_prompts, respond
 
@@ -106,6 +110,63 @@ def test_empty_responses_score_nothing():
     assert reference_metrics(["", ""], ["a", "b"]) == {"rouge_l": 0.0, "bleu": 0.0, "exact_match": 0.0}
     with pytest.raises(ValueError, match="There are no responses"):
         reference_metrics([], [])
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "words"),
+    [
+        ("Russian", "Москва — столица России.", ["москва", "столица", "россии"]),
+        ("Hindi", "दिल्ली भारत की राजधानी है।", ["दिल्ली", "भारत", "की", "राजधानी", "है"]),
+        ("Chinese", "北京是中国的首都。", list("北京是中国的首都")),
+        ("Japanese", "東京はカレーが100円。", [*"東京はカレーが", "100", "円"]),
+        ("Thai", "น้ำดี", ["น้", "ำ", "ดี"]),
+        ("German", "Die Straße für Fußgänger", ["die", "straße", "für", "fußgänger"]),
+        ("English", "It's 3.5 B-52_s!", ["it", "s", "3", "5", "b", "52", "s"]),
+    ],
+)
+def test_words_of_all_scripts(language, text, words):
+    """rouge_score's own tokenizer finds no word in the first five, and f, r in für."""
+    assert UnicodeWords().tokenize(text) == words
+    metrics = reference_metrics([text], [text])
+    assert (metrics["rouge_l"], metrics["exact_match"]) == (100.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("response", "reference", "rouge_l"),
+    [
+        ("Сидней", "Канберра", 0.0),
+        ("fár", "für", 0.0),
+        ("Der Hund ist groß", "Der Hund ist klein", 75.0),
+        ("Столица — Москва", "Москва — столица", 50.0),
+        ("दिल्ली राजधानी है", "दिल्ली भारत की राजधानी है", 100 * 2 * 3 / (3 + 5)),
+        ("我喜欢猫", "我喜欢狗和猫", 100 * 2 * 4 / (4 + 6)),
+    ],
+)
+def test_rouge_l_of_wrong_answers_in_other_languages(response, reference, rouge_l):
+    assert reference_metrics([response], [reference])["rouge_l"] == pytest.approx(rouge_l)
+
+
+def test_bleu_of_chinese_counts_characters():
+    """The figure is that of sacrebleu's tokenizer for Chinese."""
+    responses, references = ["北京是中国的首都。", "我喜欢猫"], ["北京是中国首都。", "我喜欢狗和猫"]
+    expected = sacrebleu.corpus_bleu(responses, [references], tokenize="zh").score
+    assert reference_metrics(responses, references)["bleu"] == pytest.approx(expected) == pytest.approx(52.9043513)
+
+
+def test_the_composition_of_characters_does_not_count():
+    composed = "Die Straße für Fußgänger"
+    decomposed = unicodedata.normalize("NFD", composed)
+    assert decomposed != composed
+    metrics = reference_metrics([decomposed], [composed])
+    assert metrics == {"rouge_l": 100.0, "bleu": pytest.approx(100.0), "exact_match": 100.0}
+
+
+def test_bleu_needs_four_words():
+    """Yes and . are two; a set of short answers has a BLEU of 0 although all of them are right."""
+    answers = ["Yes.", "No.", "Canberra"]
+    assert reference_metrics(answers, answers) == {"rouge_l": 100.0, "bleu": 0.0, "exact_match": 100.0}
+    assert short_responses(answers) == 3
+    assert short_responses(["One two three.", "one two three", "北京是中", "北京是"]) == 2
 
 
 def test_batches_go_from_long_to_short():
@@ -252,7 +313,7 @@ def test_models_of_every_kind_are_loaded(tmp_path, pair, tiny_tokenizer):
         expected = peft.PeftModel.from_pretrained(
             type(model).from_pretrained(tmp_path / name), tmp_path / f"{name}-lora"
         )
-        loaded = load_model(str(tmp_path / f"{name}-lora"))
+        loaded = load_causal_lm(str(tmp_path / f"{name}-lora"))
         assert type(loaded.get_base_model()) is type(model) and not loaded.training
         ids = torch.tensor([[5, 6, 7]])
         with torch.no_grad():
@@ -262,7 +323,7 @@ def test_models_of_every_kind_are_loaded(tmp_path, pair, tiny_tokenizer):
         answers = respond(loaded, tiny_tokenizer, [[5, 6], [7]], max_new_tokens=3, do_sample=False)
         assert len(answers) == 2
         assert reference_loss(loaded, tiny_tokenizer, CONVERSATIONS).tokens > 0
-    assert type(load_model(str(tmp_path / "theirs"))) is ScratchGPT2ForCausalLM
+    assert type(load_causal_lm(str(tmp_path / "theirs"))) is ScratchGPT2ForCausalLM
     assert type(theirs) is GPT2LMHeadModel
 
 
@@ -282,6 +343,7 @@ def test_script(folder, tiny_tokenizer, capsys):
     # F1 of the common words: 1 of 3 and 2, none, 2 of 2, 1 of 13 and 2, none.
     assert out[1] == f"ROUGE-L       {20 * (0.4 + 0 + 1 + 2 / 15 + 0):8.2f}"
     assert out[2].startswith("BLEU ")
+    assert out[2].endswith(" of the whole set; 5 answers have fewer than 4 words, which BLEU expects")  # A hat .
     assert out[3] == "exact match      20.00 %"
     assert out[4].startswith("perplexity ") and out[4].endswith(" tokens)")
     assert sorted(file.name for file in folder.iterdir()) == ["model", "out.json", "rows.json"]
@@ -292,8 +354,8 @@ def test_script_leaves_out_what_has_no_room(folder, tiny_tokenizer, capsys):
     room = 512 - lengths[3]
     assert len(run(folder, "--max_new_tokens", str(room))) == 4
     first = capsys.readouterr().out.splitlines()[0]
-    assert first == f"1 of 5 prompts leave fewer than {room} of the model's 512 positions for the answer: left out"
-    (error,) = run_that_fails(capsys, folder, "--max_new_tokens", "511")
+    assert first == f"1 of 5 prompts leave fewer than {room} of the model's 512 positions for the answer: skipped"
+    (error,) = run_that_fails(capsys, folder, "--max_new_tokens", "511", "--overwrite")
     assert error == (
         "error: 5 of 5 prompts leave fewer than 511 of the model's 512 positions for the answer; choose a smaller "
         "--max_new_tokens."
@@ -313,7 +375,7 @@ def test_a_stopped_run_goes_on(folder, monkeypatch, capsys, sampling):
         answered.append(len(prompts))
         return respond(model, tokenizer, prompts, **options)
 
-    monkeypatch.setattr(responses_module, "respond", respond_twice)
+    monkeypatch.setattr(prediction, "respond", respond_twice)
     with pytest.raises(SystemExit) as stopped:
         run(folder, *options)
     assert stopped.value.code == 130 and not (folder / "out.json").exists()
@@ -330,7 +392,7 @@ def test_a_stopped_run_of_another_model_is_not_gone_on_with(folder, tiny_tokeniz
     def stop(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(responses_module, "respond", stop)
+    monkeypatch.setattr(prediction, "respond", stop)
     with pytest.raises(SystemExit):
         run(folder)
     (error,) = run_that_fails(capsys, folder, "--max_new_tokens", "5")
@@ -361,6 +423,61 @@ def test_progress_file(tmp_path):
         with pytest.raises(ValueError, match="is not a file that a stopped run left; choose another or delete it"):
             ProgressFile(file, {"a": 1})
         assert file.read_bytes() == text.encode("latin-1")
+
+
+def test_nothing_is_replaced_without_being_told(folder, capsys):
+    rows = folder / "rows.json"
+    content = rows.read_bytes()
+    for overwrite in ((), ("--overwrite",)):
+        (error,) = run_that_fails(capsys, folder, *overwrite, output="rows.json")
+        assert error == f"error: {rows} is an input of this command and would be replaced; choose another output."
+    assert rows.read_bytes() == content
+    (folder / "out.json").write_text("[]")
+    (error,) = run_that_fails(capsys, folder, "--max_new_tokens", "2")
+    assert error == f"error: {folder / 'out.json'} exists; choose another name, or add --overwrite to replace it."
+    assert len(run(folder, "--max_new_tokens", "2", "--overwrite")) == 5
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_work(folder, capsys, monkeypatch):
+    monkeypatch.setattr(prediction, "respond", None)
+    (error,) = run_that_fails(capsys, folder, output="rows.json/out.json")
+    assert error.endswith("out.json cannot be written (Not a directory); choose another folder.")
+
+
+def test_a_missing_package_is_found_before_the_work(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rouge_score", None)
+    (error,) = run_that_fails(capsys, folder, model="nothing")
+    assert error == "error: Reference metrics need two packages: pip install rouge_score sacrebleu."
+
+
+def test_several_processes_answer_once(folder):
+    """torchrun starts the script twice."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [EXAMPLE, "--model", folder / "model", "--data", folder / "rows.json", "--max_new_tokens", "2"]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        list(map(str, [*command, "--output", folder / "out.json"])),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("5 answers,") == 1 and done.stdout.count("ROUGE-L") == 1
+    assert len(json.loads((folder / "out.json").read_text())) == 5
+    assert not (folder / "out.json.unfinished.jsonl").exists()
+
+
+def test_an_infinite_perplexity_is_a_number(tiny_tokenizer):
+    """The head gives token 0 a logit of 4,000 and the others 0: a loss of 4,000, whose exponential is no float."""
+    model = tiny_model(**SIZES, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.model.norm.weight.zero_()
+        model.model.norm.bias.fill_(1.0)
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[0] = 4000 / model.config.n_embd
+    loss = reference_loss(model, tiny_tokenizer, CONVERSATIONS)
+    assert loss.loss == pytest.approx(4000) and loss.perplexity == math.inf
 
 
 def test_bad_input(folder, capsys):
@@ -399,6 +516,6 @@ def test_real_rows(shared_data):
     assert metrics["exact_match"] == pytest.approx(100 * 17 / 110)
     f1 = []
     for texts in zip(responses, references, strict=True):
-        a, b = (re.findall("[a-z0-9]+", text.lower()) for text in texts)
+        a, b = (re.findall(r"[^\W_]+", text.lower()) for text in texts)
         f1.append(2 * longest_common_subsequence(a, b) / (len(a) + len(b)))
     assert metrics["rouge_l"] == pytest.approx(100 * sum(f1) / 110)

@@ -1,10 +1,12 @@
-"""Metrics of classification for `evaluate`, computed by scikit-learn.
+"""Classification metrics for `evaluate`, computed by scikit-learn.
 
-They are called as those that `evaluate.load` fetches from the Hub, and need no network. Only scripts import this
-module: evaluate and scikit-learn take seconds to load.
+They are called like those that `evaluate.load` downloads from the Hub, but need no network. Only scripts import this
+module, because evaluate and scikit-learn take seconds to load.
 """
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import datasets
@@ -31,36 +33,39 @@ class ClassificationMetric(evaluate.Metric):
 
 
 class Accuracy(ClassificationMetric):
-    """Share of right predictions."""
+    """Share of correct predictions."""
 
     def _compute(self, predictions, references):
         return {"accuracy": float(sklearn.metrics.accuracy_score(references, predictions))}
 
 
-class Precision(ClassificationMetric):
-    """Share of the predictions of `pos_label` that are right, 0 where there are none; `average="macro"` is the mean
-    over `labels`."""
+class LabelMetric(ClassificationMetric):
+    """A metric of the label `pos_label`, or with `average="macro"` the mean over `labels`. 0 where it is undefined."""
+
+    key: str
 
     def _compute(self, predictions, references, labels=None, pos_label=1, average="binary"):
+        score = getattr(sklearn.metrics, f"{self.key}_score")
         options = {"labels": labels, "pos_label": pos_label, "average": average, "zero_division": 0}
-        return {"precision": float(sklearn.metrics.precision_score(references, predictions, **options))}
+        return {self.key: float(score(references, predictions, **options))}
 
 
-class Recall(ClassificationMetric):
-    """Share of the rows of `pos_label` that are found, 0 where there are none; `average="macro"` is the mean over
-    `labels`."""
+class Precision(LabelMetric):
+    """Share of the predictions of `pos_label` that are correct; `average="macro"`: the mean over `labels`."""
 
-    def _compute(self, predictions, references, labels=None, pos_label=1, average="binary"):
-        options = {"labels": labels, "pos_label": pos_label, "average": average, "zero_division": 0}
-        return {"recall": float(sklearn.metrics.recall_score(references, predictions, **options))}
+    key = "precision"
 
 
-class F1(ClassificationMetric):
-    """Harmonic mean of precision and recall; `average="macro"` is the mean over `labels`."""
+class Recall(LabelMetric):
+    """Share of the rows of `pos_label` that are found; `average="macro"`: the mean over `labels`."""
 
-    def _compute(self, predictions, references, labels=None, pos_label=1, average="binary"):
-        options = {"labels": labels, "pos_label": pos_label, "average": average, "zero_division": 0}
-        return {"f1": float(sklearn.metrics.f1_score(references, predictions, **options))}
+    key = "recall"
+
+
+class F1(LabelMetric):
+    """Harmonic mean of precision and recall of `pos_label`; `average="macro"`: the mean over `labels`."""
+
+    key = "f1"
 
 
 class RocAuc(ClassificationMetric):
@@ -76,7 +81,7 @@ class RocAuc(ClassificationMetric):
 
 
 class ConfusionMatrix(ClassificationMetric):
-    """Row i, column j: how many rows of label i were predicted as j."""
+    """Row i, column j: the number of rows of label i that were predicted as j."""
 
     def _compute(self, predictions, references, labels=None):
         return {"confusion_matrix": sklearn.metrics.confusion_matrix(references, predictions, labels=labels).tolist()}
@@ -84,30 +89,36 @@ class ConfusionMatrix(ClassificationMetric):
 
 def classification_metrics(
     predictions, references, scores=None, *, label_names: list[str], positive: str | None = None
-) -> dict[str, float | list[list[int]]]:
+) -> dict[str, Any]:
     """accuracy, precision, recall, f1, confusion_matrix, and with `scores` roc_auc.
 
-    Of two labels, precision, recall, F1 and ROC AUC are those of `positive`; of more, means over the labels ("macro"),
-    ROC AUC of each label against the others. ROC AUC is nan where a label is missing from the references.
+    With two labels, precision, recall, F1 and ROC AUC are those of the label in `positive_label` of the result. With
+    more, they are means over the labels ("macro"), ROC AUC of each label against the others, and there is no
+    `positive_label`. ROC AUC is nan where a label is missing from the references.
 
     Args:
         predictions, references: (N,) label ids.
         scores: (N, number of labels) logits.
         label_names: the labels in the order of their ids.
-        positive: one of two labels; by default the second, such as spam of ham and spam.
+        positive: one of two labels; by default the rarer one among the references, such as spam among ham: a model
+            that only ever predicts the frequent label has an F1 near 1 for that label.
 
-    Raises ValueError for empty or unequal lengths, scores of another shape, ids without a name, and an unknown
-    `positive`.
+    Raises:
+        ValueError: empty or unequal lengths, scores of another shape, an id without a name, an unknown `positive`.
     """
     predictions, references = np.asarray(predictions), np.asarray(references)
     check_ids(predictions, references, label_names)
     ids = list(range(len(label_names)))
     pair = {"predictions": predictions, "references": references}
+    result: dict[str, Any] = {}
+    options: dict[str, Any] = {"labels": ids, "average": "macro"}
     if len(ids) == 2:
-        options: dict[str, Any] = {"pos_label": positive_id(label_names, positive)}
-    else:
-        options = {"labels": ids, "average": "macro"}
-    result = Accuracy(keep_in_memory=True).compute(**pair)
+        positive = positive or rarer_label((label_names[i] for i in references), label_names)
+        if positive not in label_names:
+            raise ValueError(f"The positive label {positive!r} is not one of {', '.join(map(repr, label_names))}.")
+        result["positive_label"] = positive
+        options = {"pos_label": label_names.index(positive)}
+    result |= Accuracy(keep_in_memory=True).compute(**pair)
     for metric in (Precision, Recall, F1):
         result |= metric(keep_in_memory=True).compute(**pair, **options)
     if scores is not None:
@@ -118,6 +129,12 @@ def classification_metrics(
     return result | ConfusionMatrix(keep_in_memory=True).compute(**pair, labels=ids)
 
 
+def rarer_label(labels: Iterable[str], label_names: list[str]) -> str:
+    """The least frequent of `label_names` among the labels of some rows; the last one of equally frequent ones."""
+    counts = Counter(labels)
+    return min(reversed(label_names), key=lambda name: counts[name])
+
+
 def check_ids(predictions: np.ndarray, references: np.ndarray, label_names: list[str]) -> None:
     if not len(references) or predictions.shape != references.shape:
         raise ValueError(
@@ -126,19 +143,12 @@ def check_ids(predictions: np.ndarray, references: np.ndarray, label_names: list
         )
     for number in (*predictions, *references):
         if not 0 <= number < len(label_names):
-            raise ValueError(f"The label id {number} has no name: label_names holds {len(label_names)}.")
-
-
-def positive_id(label_names: list[str], positive: str | None) -> int:
-    if positive is None:
-        return 1
-    if positive not in label_names:
-        raise ValueError(f"The positive label {positive!r} is not one of {', '.join(map(repr, label_names))}.")
-    return label_names.index(positive)
+            raise ValueError(f"The label id {number} has no name: label_names has {len(label_names)} entries.")
 
 
 def roc_auc(logits: np.ndarray, references: np.ndarray, positive: int | None) -> float:
-    """Of the label `positive`, or the mean over all labels. A label's score is its log odds against the others."""
+    """ROC AUC of the label `positive`, or the mean over all labels. A label's score is its log odds against the
+    others."""
     labels = range(logits.shape[1]) if positive is None else [positive]
     areas = []
     for label in labels:

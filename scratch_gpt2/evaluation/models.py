@@ -1,6 +1,7 @@
-"""Models to be measured: found by name, told apart by their weights, timed while they write."""
+"""Models to evaluate: loading them by name, fingerprinting their weights, timing their generation."""
 
 import hashlib
+import json
 import os
 import statistics
 import sys
@@ -8,47 +9,98 @@ import time
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from ..checkpoint_files import is_foreign_checkpoint
+from ..checkpoint_files import find_file, is_foreign_checkpoint, pin_revision
 from ..modeling_scratch_gpt2 import ScratchGPT2ForCausalLM
+from ..tokenization import load_tokenizer
 
 PROMPT_LENGTH = 16
+GPT2_LAYERS = ("c_attn", "c_proj", "c_fc")  # what transformers' GPT-2 calls the layers that adapters are put on
 
 
 def is_first_process() -> bool:
     """Whether this process does the work. Evaluation runs in one process; the others that a launcher such as torchrun
-    has started would do the same work again and write to the same files."""
-    state = PartialState()
-    state.destroy_process_group()  # nobody waits for the others
-    return state.is_main_process
+    has started would repeat the work and write to the same files. Call this before anything of accelerate."""
+    if os.environ.get("RANK", "0") != "0":
+        return False
+    os.environ.pop("LOCAL_RANK", None)  # otherwise accelerate would wait for the other processes
+    return True
 
 
-def load_causal_lm(name: str) -> PreTrainedModel:
-    """A folder, Hub id or nanoGPT's ckpt.pt. GPT-2 checkpoints of any origin become our model, other architectures are
-    transformers' own."""
-    if is_foreign_checkpoint(name, {}):
-        return ScratchGPT2ForCausalLM.from_pretrained(name)
-    return AutoModelForCausalLM.from_pretrained(name)
+def load_model(name: str, *, reference: bool = False) -> PreTrainedModel:
+    """Load a classifier if the checkpoint is one, otherwise a language model as `load_causal_lm` does."""
+    hub = pin_revision(name, {})
+    if is_classifier(name, hub):
+        return AutoModelForSequenceClassification.from_pretrained(name, **hub).eval()
+    return load_causal_lm(name, reference=reference)
 
 
-def load_model(name: str, reference: bool = False) -> PreTrainedModel:
-    """A classifier where the checkpoint is one, otherwise a causal language model.
+def load_causal_lm(name: str, *, reference: bool = False) -> PreTrainedModel:
+    """Load any causal language model, in evaluation mode.
+
+    GPT-2 checkpoints of any origin become our model, unless `reference` is set or the model is an adapter that was
+    trained on transformers' own GPT-2.
 
     Args:
+        name: folder or Hub id of a model or of a PEFT adapter, or nanoGPT's ckpt.pt.
         reference: compute GPT-2 checkpoints with transformers' GPT-2 instead of ours, to compare the two.
+
+    Raises:
+        ValueError: the checkpoint is a classifier.
+        OSError: there is no such checkpoint.
     """
+    hub = pin_revision(name, {})
+    if (adapter := adapter_config(name, hub)) is not None:
+        from peft import PeftModel
+
+        targets = str(adapter.get("target_modules"))
+        reference = reference or any(layer in targets for layer in GPT2_LAYERS)
+        base = load_causal_lm(adapter["base_model_name_or_path"], reference=reference)
+        return PeftModel.from_pretrained(base, name, **hub).eval()
+    if is_classifier(name, hub):
+        raise ValueError(f"{name} is a classifier; give a language model.")
+    if is_foreign_checkpoint(name, hub) and not reference:
+        return ScratchGPT2ForCausalLM.from_pretrained(name, **hub).eval()
+    return AutoModelForCausalLM.from_pretrained(name, **hub).eval()
+
+
+def is_classifier(name: str, hub: dict) -> bool:
+    if os.path.exists(name) and not Path(name, "config.json").is_file():
+        return False  # nanoGPT's and OpenAI's formats hold language models only
+    if not find_file(name, "config.json", hub):
+        return False
+    architectures = AutoConfig.from_pretrained(name, **hub).architectures or []
+    return any(architecture.endswith("ForSequenceClassification") for architecture in architectures)
+
+
+def adapter_config(name: str, hub: dict) -> dict | None:
+    """The configuration of a PEFT adapter; None for anything else."""
     if os.path.isfile(name):
-        return load_causal_lm(name)
-    architectures = AutoConfig.from_pretrained(name).architectures or []
-    if any(architecture.endswith("ForSequenceClassification") for architecture in architectures):
-        return AutoModelForSequenceClassification.from_pretrained(name)
-    return AutoModelForCausalLM.from_pretrained(name) if reference else load_causal_lm(name)
+        return None
+    file = find_file(name, "adapter_config.json", hub)
+    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def load_tokenizer_of(model_name: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer beside a model; for an adapter without one, that of its base."""
+    try:
+        return load_tokenizer(model_name)
+    except FileNotFoundError:
+        adapter = adapter_config(model_name, pin_revision(model_name, {}))
+        if adapter is None:
+            raise
+        return load_tokenizer(adapter["base_model_name_or_path"])
 
 
 def weights_digest(model: torch.nn.Module) -> str:
-    """A short fingerprint of all weights, their names, shapes and dtype."""
+    """A short fingerprint of all weights, their names, shapes and dtypes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
@@ -59,9 +111,11 @@ def weights_digest(model: torch.nn.Module) -> str:
 def measure_generation(model: PreTrainedModel, new_tokens: int, repeats: int = 3) -> dict[str, float]:
     """Speed and memory of greedy generation with the cache: one row, a prompt of 16 tokens.
 
-    `tokens_per_second` is the median of the repeats, after one that is not counted. `peak_mb` is what the process held
-    at most meanwhile, weights and libraries included; on a GPU, what torch had allocated there. NaN where the system
-    does not tell.
+    `tokens_per_second` is the median of the repeats after one warm-up. `peak_mb` is the peak memory of the process
+    meanwhile, including weights and libraries; on a GPU, the peak of torch's allocations. NaN where the system does
+    not report it.
+
+    Raises ValueError where prompt and new tokens exceed the model's positions.
     """
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and PROMPT_LENGTH + new_tokens > positions:

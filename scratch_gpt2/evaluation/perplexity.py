@@ -1,7 +1,7 @@
 """Perplexity and bits per byte of a causal language model on a text longer than its context.
 
-The text is one sequence of tokens, over which a window slides: each window is encoded anew, and of the tokens in it
-only those that no earlier window held are scored, so that all but the first of them have a context. This is the
+The text is one sequence of tokens, over which a window slides. Each window is encoded from scratch, and only the
+tokens that no earlier window contained are scored, so that all but the first of them have a context. This is the
 procedure of Hugging Face's "Perplexity of fixed-length models" (https://huggingface.co/docs/transformers/perplexity).
 
     window 1   t0 [t1 t2 t3 t4 t5 t6 t7]          context_length 8, stride 4; the tokens in brackets are scored
@@ -20,9 +20,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.encoding import encode_documents
 from ..data.text_sources import split_documents
+from ..linear_cross_entropy import IGNORE_INDEX
+from ..prediction import evaluation_mode
 from ..tokenization import END_OF_TEXT, check_text
-
-IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class PerplexityResult:
     """The figures and the protocol they depend on.
 
     `loss` is the mean over the `scored_tokens`, in nats; `perplexity` is its exponential. `tokens` and `bytes` (UTF-8)
-    are the size of the text. `start_token` says whether the tokenizer put its bos token before it, as Llama's does
-    and GPT-2's does not; otherwise the first token, which nothing precedes, is not scored.
+    are the size of the text. Its `document_ends`, the separators between documents, are tokens but no bytes.
+    `start_token` says whether the tokenizer put its bos token before the text, as Llama's does and GPT-2's does not; otherwise the
+    first token, which nothing precedes, is not scored.
     """
 
     perplexity: float
@@ -40,6 +41,7 @@ class PerplexityResult:
     scored_tokens: int
     tokens: int
     bytes: int
+    document_ends: int
     context_length: int
     stride: int
     start_token: bool
@@ -65,26 +67,26 @@ def perplexity(
 ) -> PerplexityResult:
     """Perplexity and bits per byte of any causal language model of transformers, or ours, on one text.
 
-    Every token counts the same: `loss` is the sum over all scored tokens, in float64, divided by their number.
+    Every token has the same weight: `loss` is the sum over all scored tokens, in float64, divided by their number.
     Published figures differ here. Until 2024 the documentation named above took the mean of the windows' means, which
     gives a short last window the weight of a long one: 16.4541 instead of 16.4443 for gpt2-large on WikiText-2
     (https://github.com/huggingface/transformers/pull/34387). Its present code weighs a window that scores n tokens
-    by n - 1 where windows overlap: 98.6357 instead of 98.6360 for a small model of ours, 128 tokens, stride 64.
+    by n - 1 where windows overlap: 98.6357 instead of 98.6360 for one of our small models, 128 tokens, stride 64.
 
     Bits per byte are the mean per token, times the tokens in the text, over its bytes (Gao et al. 2020, "The Pile",
     section 3.1); unlike perplexity they can be compared between tokenizers.
 
-    With our model the logits exist for a chunk of the scored tokens at a time, with others for one batch of windows:
-    `batch_size * context_length * vocab_size` numbers.
+    Memory: our model computes the logits of a chunk of the scored tokens at a time, others those of a batch of
+    windows, `batch_size * context_length * vocab_size` numbers. Hooks on the head and adapters are respected.
 
     Args:
         context_length: tokens in a window; by default as many as the model has positions.
-        stride: tokens by which the window moves on; by default half a window. A smaller one gives every token more
+        stride: tokens by which the window advances; by default half a window. A smaller one gives every token more
             context, and takes longer. With `stride == context_length` windows do not overlap, and the first token of
             each window is not scored, as in the published procedure.
-        batch_size: windows computed together; the result does not depend on it.
-        separator: what stands between documents of the text; it becomes the tokenizer's end-of-text id, which counts
-            as a token but not as bytes of the text. `None` reads it as ordinary text.
+        batch_size: windows per batch; the result does not depend on it.
+        separator: what separates the documents of the text. It becomes the tokenizer's end-of-text id, which is
+            predicted like any other token but does not count as bytes. `None` reads it as ordinary text.
 
     Raises:
         ValueError: a text of fewer than two tokens or one that is not valid Unicode, a window longer than the model's
@@ -106,14 +108,16 @@ def perplexity(
     windows = list(sliding_windows(len(ids), context_length, stride))
     total, scored_tokens = total_loss(model, ids, windows, batch_size)
     loss = total / scored_tokens
-    tokens, size = len(ids) - start_token, sum(len(document.encode()) for document in documents)
+    tokens = len(ids) - start_token
+    size = sum(len(document.encode()) for document in documents)
     return PerplexityResult(
-        perplexity=math.exp(loss),
+        perplexity=exponential(loss),
         bits_per_byte=loss / math.log(2) * tokens / size,
         loss=loss,
         scored_tokens=scored_tokens,
         tokens=tokens,
         bytes=size,
+        document_ends=len(documents) - 1,
         context_length=context_length,
         stride=stride,
         start_token=start_token,
@@ -129,11 +133,11 @@ def exponential(loss: float) -> float:
 
 
 def check_window(model, context_length: int | None, stride: int | None) -> tuple[int, int]:
-    """Fill in the defaults and raise ValueError for what cannot be done."""
+    """Fill in the defaults. Raises ValueError for lengths that are out of range."""
     positions = getattr(model.config, "max_position_embeddings", None)
     if context_length is None:
         if positions is None:
-            raise ValueError(f"A {model.config.model_type} model has no longest context; give context_length.")
+            raise ValueError(f"A {model.config.model_type} model has no maximum context length; give context_length.")
         context_length = int(positions)
     if context_length < 2:
         raise ValueError(f"context_length is {context_length} but must be at least 2: one token predicts the next.")
@@ -149,9 +153,9 @@ def check_window(model, context_length: int | None, stride: int | None) -> tuple
 
 
 def encode(tokenizer, documents: list[str]) -> tuple[torch.LongTensor, bool]:
-    """Token ids (N,) of the whole text, and whether they begin with a token that is not of the text."""
+    """Token ids (N,) of the whole text, and whether they begin with a token that is not part of the text."""
     ids = encode_documents(documents, tokenizer)
-    start = tokenizer("")["input_ids"][:1]  # of the tokens that it adds, one at the end is not wanted
+    start = tokenizer("")["input_ids"][:1]  # an eos token, which T5's appends, is not one
     start_token = bool(start) and start[0] == tokenizer.bos_token_id
     if start_token:
         ids = start + ids
@@ -176,11 +180,9 @@ def sliding_windows(length: int, context_length: int, stride: int) -> Iterator[W
 @torch.no_grad()
 def total_loss(model, ids: torch.LongTensor, windows: list[Window], batch_size: int) -> tuple[float, int]:
     """Sum of the losses of all scored tokens, in nats, and their number."""
-    own_loss = {"skip_logits": True} if "skip_logits" in inspect.signature(model.forward).parameters else {}
-    was_training = model.training
-    model.eval()
+    options = loss_options(model)
     total, scored_tokens = 0.0, 0
-    try:
+    with evaluation_mode(model):
         for batch in tqdm(make_batches(windows, batch_size), desc="perplexity", leave=False, disable=None):
             input_ids = torch.stack([ids[window.begin : window.end] for window in batch])  # (B, T)
             labels = input_ids.clone()
@@ -192,16 +194,22 @@ def total_loss(model, ids: torch.LongTensor, windows: list[Window], batch_size: 
                 attention_mask=torch.ones_like(input_ids, device=model.device),
                 labels=labels.to(model.device),
                 use_cache=False,
-                **own_loss,
+                **options,
             )
-            total += output.loss.item() * scored  # the loss is a mean; Python's float is float64
+            total += output.loss.item() * scored  # the loss is a mean; a Python float is float64
             scored_tokens += scored
-    finally:
-        model.train(was_training)
     return total, scored_tokens
 
 
+def loss_options(model) -> dict[str, bool]:
+    """Arguments with which our model, also under an adapter, computes the loss from a chunk of the logits at a time,
+    unless something is attached to its head."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return {"skip_logits": True} if "skip_logits" in inspect.signature(base.forward).parameters else {}
+
+
 def make_batches(windows: list[Window], batch_size: int) -> list[list[Window]]:
-    """The last window, which may be short, comes alone, so that nothing is ever padded."""
+    """Batches of windows of equal length, so that nothing is padded: the last window, which may be shorter, is a batch
+    of its own."""
     *full, last = windows
     return [full[start : start + batch_size] for start in range(0, len(full), batch_size)] + [[last]]
