@@ -15,9 +15,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from transformers import HfArgumentParser
-
-from scratch_gpt2.cli import run_main
+from scratch_gpt2.cli import parse_arguments, run_main
 from scratch_gpt2.evaluation.chat_client import OLLAMA, Endpoint
 from scratch_gpt2.evaluation.judge import judge, plot_scores, read_responses
 from scratch_gpt2.evaluation.models import is_first_process
@@ -47,7 +45,7 @@ class Arguments:
 
 
 def main() -> None:
-    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    (arguments,) = parse_arguments(Arguments, description=__doc__)
     if not is_first_process():
         return
     output = Path(arguments.output)

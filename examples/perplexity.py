@@ -20,9 +20,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from accelerate import PartialState
-from transformers import HfArgumentParser
 
-from scratch_gpt2.cli import run_main
+from scratch_gpt2.cli import parse_arguments, run_main
 from scratch_gpt2.data.text_sources import parse_separator, read_whole_text
 from scratch_gpt2.evaluation.models import is_first_process, load_causal_lm, load_tokenizer_of
 from scratch_gpt2.evaluation.perplexity import PerplexityResult, perplexity
@@ -54,7 +53,7 @@ class Arguments:
 
 
 def main() -> None:
-    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    (arguments,) = parse_arguments(Arguments, description=__doc__)
     if not is_first_process():
         return
     if arguments.json:

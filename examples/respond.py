@@ -15,9 +15,9 @@ from pathlib import Path
 
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser, set_seed
+from transformers import set_seed
 
-from scratch_gpt2.cli import offline_unless_hub_answers, run_main
+from scratch_gpt2.cli import offline_unless_hub_answers, parse_arguments, run_main
 from scratch_gpt2.data.instructions import Conversation, read_instructions
 from scratch_gpt2.evaluation.models import is_first_process, load_causal_lm, load_tokenizer_of
 from scratch_gpt2.evaluation.progress import ProgressFile, digest
@@ -56,7 +56,7 @@ class Arguments:
 
 
 def main() -> None:
-    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+    (arguments,) = parse_arguments(Arguments, description=__doc__)
     if not is_first_process():
         return
     check(arguments)

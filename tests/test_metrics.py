@@ -71,6 +71,7 @@ def test_two_labels():
     scores = np.stack((offsets, offsets + odds), axis=1)
     result = classification_metrics((odds > 0).astype(int), references, scores, label_names=NAMES)
     assert result == {
+        "positive_label": "spam",
         "accuracy": 0.75,
         "precision": pytest.approx(2 / 3),
         "recall": pytest.approx(2 / 3),
@@ -90,9 +91,25 @@ def test_the_positive_label_can_be_the_first():
     assert result["confusion_matrix"] == [[4, 1], [1, 2]]
 
 
+def test_the_positive_label_is_the_rarer_one():
+    """7 of 68 rows are fraud, of which 2 are found; 2 others are taken for fraud. The F1 of the frequent label is
+    2 * 59 / (2 * 59 + 7) = 0.944."""
+    references = [0] * 7 + [1] * 61
+    predictions = [0] * 2 + [1] * 5 + [0] * 2 + [1] * 59
+    result = classification_metrics(predictions, references, label_names=["fraud", "other"])
+    assert result["positive_label"] == "fraud"
+    assert (result["precision"], result["recall"], result["f1"]) == pytest.approx((2 / 4, 2 / 7, 4 / 11))
+    chosen = classification_metrics(predictions, references, label_names=["fraud", "other"], positive="other")
+    assert chosen["positive_label"] == "other" and chosen["f1"] == pytest.approx(0.944)
+    equal = classification_metrics([0, 1], [0, 1], label_names=["x", "y"])
+    assert equal["positive_label"] == "y"  # of equally frequent ones the last
+    assert "positive_label" not in classification_metrics([0, 1], [0, 1], label_names=["a", "b", "c"])
+
+
 def test_nothing_predicted_positive_is_zero_without_a_warning(recwarn):
     result = classification_metrics([0, 0, 0], [0, 1, 0], label_names=NAMES)
     assert result == {
+        "positive_label": "spam",
         "accuracy": pytest.approx(2 / 3),
         "precision": 0.0,
         "recall": 0.0,
@@ -134,8 +151,8 @@ def test_roc_auc_is_nan_where_a_label_is_missing():
     [
         (([0, 1], [0]), {}, "There are 2 predictions for 1 references; give one for each, and at least one."),
         (([], []), {}, "There are 0 predictions for 0 references"),
-        (([0, 2], [0, 1]), {}, "The label id 2 has no name: label_names holds 2."),
-        (([0, 1], [0, -1]), {}, "The label id -1 has no name: label_names holds 2."),
+        (([0, 2], [0, 1]), {}, "The label id 2 has no name: label_names has 2 entries."),
+        (([0, 1], [0, -1]), {}, "The label id -1 has no name: label_names has 2 entries."),
         (([0], [0]), {"positive": "eggs"}, "The positive label 'eggs' is not one of 'ham', 'spam'."),
         (([0], [0], [[1.0]]), {}, r"The scores have shape \(1, 1\), not \(1, 2\)"),
     ],

@@ -1,3 +1,4 @@
+import copy
 import functools
 import json
 import math
@@ -5,6 +6,7 @@ import runpy
 import sys
 from pathlib import Path
 
+import accelerate
 import pytest
 import torch
 import transformers
@@ -217,6 +219,56 @@ def test_a_pad_token_at_the_edge_of_a_window_is_not_taken_for_padding(caplog):
     assert caplog.text == ""
 
 
+def test_the_mark_of_a_document_end_is_one_token_and_no_bytes(tiny_tokenizer):
+    """28 documents of 8 bytes: their ends are predicted, but are not part of the text."""
+    text = "<|endoftext|>".join(["The cat."] * 28)
+    model = uniform_model(290, n_positions=64)
+    result = perplexity(model, tiny_tokenizer, text)
+    of_a_document = len(tiny_tokenizer("The cat.")["input_ids"])
+    assert result.tokens == 28 * of_a_document + 27
+    assert (result.bytes, result.document_ends) == (28 * 8, 27)
+    assert result.bits_per_byte == pytest.approx(math.log2(290) * result.tokens / 224)
+
+
+def test_the_mark_of_a_document_end_is_the_eos_token_of_other_tokenizers():
+    tokenizer = FixedTokenizer(list)
+    tokenizer.eos_token_id = 256
+    result = perplexity(uniform_model(257), tokenizer, "ab<|endoftext|>cd")
+    assert (result.tokens, result.bytes, result.document_ends) == (5, 4, 1)
+    result = perplexity(uniform_model(257), tokenizer, "ab<|endoftext|>cd", separator=None)
+    assert (result.tokens, result.bytes, result.document_ends) == (17, 17, 0)
+
+
+def test_a_perplexity_beyond_the_largest_float_is_infinite():
+    """Token 0 has a logit of 4,000 and the others 0: their loss is 4,000 nats."""
+    model = uniform_model(256, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.model.norm.bias.fill_(1.0)
+        model.lm_head.weight[0] = 1000.0
+    result = perplexity(model, BYTES, "eleven char")
+    assert result.loss == pytest.approx(4000) and result.perplexity == math.inf
+    assert result.bits_per_byte == pytest.approx(4000 / math.log(2))
+
+
+def test_a_hook_on_the_head_counts(pair, tiny_tokenizer):
+    """Halved logits, in our model as in transformers'."""
+    results = []
+    for model in pair:
+        handle = model.lm_head.register_forward_hook(lambda module, arguments, output: output / 2)
+        results.append(perplexity(model, tiny_tokenizer, TEXT))
+        handle.remove()
+        assert results[-1].loss != pytest.approx(perplexity(model, tiny_tokenizer, TEXT).loss, rel=1e-3)
+    assert results[1].loss == pytest.approx(results[0].loss, rel=1e-6)
+
+
+def test_a_head_that_accelerate_offloads(pair, tiny_tokenizer):
+    _, ours = pair
+    expected = perplexity(ours, tiny_tokenizer, TEXT)
+    offloaded = accelerate.cpu_offload(copy.deepcopy(ours), execution_device="cpu")
+    assert offloaded.lm_head.weight.device.type == "meta"
+    assert perplexity(offloaded, tiny_tokenizer, TEXT).loss == pytest.approx(expected.loss, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
@@ -341,6 +393,49 @@ def test_example_prints_a_table_and_writes_json(pair, model_folder, tiny_tokeniz
     assert written["results"][0]["loss"] == pytest.approx(expected.loss, rel=1e-6)
     assert written["results"][0]["stride"] == 7
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.txt", "report.json"]
+
+
+def test_example_replaces_nothing_without_being_told(model_folder, tmp_path, monkeypatch, capsys):
+    text, report = tmp_path / "a.txt", tmp_path / "report.json"
+    text.write_bytes(TEXT.encode())
+    report.write_text("mine")
+    options = ("--model", model_folder, "--text", text, "--json")
+    for more in ((), ("--overwrite",)):
+        code, _, errors = run_example(monkeypatch, capsys, *options, text, *more)
+        assert code == 1 and errors.endswith(
+            "a.txt is an input of this command and would be replaced; choose another output.\n"
+        )
+    code, _, errors = run_example(monkeypatch, capsys, *options, report)
+    assert code == 1 and "report.json exists; choose another name, or add --overwrite to replace it." in errors
+    assert (text.read_bytes(), report.read_text()) == (TEXT.encode(), "mine")
+    assert run_example(monkeypatch, capsys, *options, report, "--overwrite")[0] == 0
+    assert json.loads(report.read_text())["model"] == str(model_folder)
+
+
+def test_example_reads_its_options_from_a_file(model_folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.txt").write_bytes(TEXT.encode())
+    options = tmp_path / "options.yaml"
+    options.write_text(f"model: {model_folder}\ntext: [{tmp_path / 'a.txt'}]\ncontext: 20\nstride: 7\n")
+    code, printed, errors = run_example(monkeypatch, capsys, options)
+    assert code == 0, errors
+    assert printed.startswith("windows of 20 tokens, stride 7,")
+    code, printed, errors = run_example(monkeypatch, capsys, "--config", options, "--stride", 9)
+    assert code == 0 and printed.startswith("windows of 20 tokens, stride 9,")
+
+
+def test_example_writes_an_infinite_perplexity(tiny_tokenizer, tmp_path, monkeypatch, capsys):
+    model = uniform_model(290, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.model.norm.bias.fill_(1.0)
+        model.lm_head.weight[0] = 1000.0
+    model.save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "a.txt").write_bytes(TEXT.encode())
+    options = ("--model", tmp_path / "model", "--text", tmp_path / "a.txt", "--json", tmp_path / "a.json")
+    code, printed, errors = run_example(monkeypatch, capsys, *options)
+    assert code == 0, errors
+    assert printed.split("\n")[2].split()[0] == "inf"
+    assert json.loads((tmp_path / "a.json").read_text())["results"][0]["perplexity"] is None  # JSON has no infinity
 
 
 def test_example_computes_a_gpt2_checkpoint_with_our_model(pair, tiny_tokenizer, tmp_path, monkeypatch, capsys):

@@ -180,7 +180,7 @@ def sliding_windows(length: int, context_length: int, stride: int) -> Iterator[W
 @torch.no_grad()
 def total_loss(model, ids: torch.LongTensor, windows: list[Window], batch_size: int) -> tuple[float, int]:
     """Sum of the losses of all scored tokens, in nats, and their number."""
-    options = loss_options(model)
+    options, device = loss_options(model), input_device(model)
     total, scored_tokens = 0.0, 0
     with evaluation_mode(model):
         for batch in tqdm(make_batches(windows, batch_size), desc="perplexity", leave=False, disable=None):
@@ -190,9 +190,9 @@ def total_loss(model, ids: torch.LongTensor, windows: list[Window], batch_size: 
                 row[: window.first_scored - window.begin] = IGNORE_INDEX
             scored = int((labels != IGNORE_INDEX).sum())
             output = model(
-                input_ids=input_ids.to(model.device),
-                attention_mask=torch.ones_like(input_ids, device=model.device),
-                labels=labels.to(model.device),
+                input_ids=input_ids.to(device),
+                attention_mask=torch.ones_like(input_ids, device=device),
+                labels=labels.to(device),
                 use_cache=False,
                 **options,
             )
@@ -206,6 +206,12 @@ def loss_options(model) -> dict[str, bool]:
     unless something is attached to its head."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return {"skip_logits": True} if "skip_logits" in inspect.signature(base.forward).parameters else {}
+
+
+def input_device(model) -> torch.device:
+    """Where the model expects its inputs. Weights that accelerate offloads are on no device between the calls of their
+    modules; its hooks move the inputs."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
 def make_batches(windows: list[Window], batch_size: int) -> list[list[Window]]:

@@ -13,7 +13,7 @@ from ..data.collators import PaddingCollator, Row
 from ..data.instructions import Conversation, encode_prompt, render
 from ..linear_cross_entropy import IGNORE_INDEX
 from ..prediction import batches_by_length, evaluation_mode
-from .perplexity import exponential, loss_options
+from .perplexity import exponential, input_device, loss_options
 
 BLEU_WORDS = 4  # BLEU counts sequences of up to four words
 # Scripts without spaces between words: each character, with its combining marks, is a word.
@@ -46,7 +46,7 @@ def reference_loss(
     fitting = [row for row in rows if len(row["input_ids"]) <= positions]
     if not fitting:
         raise ValueError(f"All {len(rows)} conversations are longer than the model's {positions} positions.")
-    options = loss_options(model)
+    options, device = loss_options(model), input_device(model)
     collate = PaddingCollator(tokenizer.pad_token_id)
 
     total, tokens = 0.0, 0
@@ -55,7 +55,7 @@ def reference_loss(
         for batch in tqdm(batches, desc="Loss of the references", leave=False, disable=None):
             inputs = collate([fitting[row] for row in batch])
             scored = int((inputs["labels"][:, 1:] != IGNORE_INDEX).sum())
-            inputs = {name: tensor.to(model.device) for name, tensor in inputs.items()}
+            inputs = {name: tensor.to(device) for name, tensor in inputs.items()}
             loss = model(**inputs, use_cache=False, **options).loss
             total += loss.item() * scored  # the loss is a mean; a Python float is float64
             tokens += scored
