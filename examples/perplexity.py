@@ -98,7 +98,7 @@ def print_table(results: dict[str, PerplexityResult], separator: str) -> None:
         )
     for path, result in results.items():
         if result.document_ends:
-            print(f"{path}: {result.document_ends:,} x {separator}, read as the end-of-text token and not counted as bytes")
+            print(f"{path}: {result.document_ends:,} x {separator}, each read as one end-of-text token, not as bytes")
 
 
 if __name__ == "__main__":

@@ -97,9 +97,9 @@ def test_a_classifier(folders):
 
 
 def test_what_does_not_apply(folders):
-    with pytest.raises(ValueError, match="classifier is a ScratchGPT2ForSequenceClassification, and nothing of what"):
+    with pytest.raises(ValueError, match="classifier is a ScratchGPT2ForSequenceClassification, and nothing that was"):
         measure(folders / "classifier", Plan(texts={"a": TEXT}))
-    with pytest.raises(ValueError, match="ours is a ScratchGPT2ForCausalLM, and nothing of what is asked for"):
+    with pytest.raises(ValueError, match="ours is a ScratchGPT2ForCausalLM, and nothing that was requested"):
         measure(folders / "ours", Plan(classification=SPAM, new_tokens=0))
     other = PreparedClassification(SPAM.splits, ["x", "z"], {})
     with pytest.raises(ValueError, match="The model's labels are x, y but the data's are x, z"):
@@ -152,7 +152,7 @@ def test_the_digest_tells_weights_apart(folders):
     assert weights_digest(model) != digest
 
 
-def test_table_and_plot(tmp_path):
+def test_table_and_plot(tmp_path, monkeypatch):
     results = {
         "first": {
             "parameters": 1_500_000,
@@ -175,7 +175,15 @@ def test_table_and_plot(tmp_path):
         "peak MB while generating                                -      nan",
     ]
     assert str(Figure(0.5)) == "0.5000"
+    panels = []
+    monkeypatch.setattr(report, "draw_bars", lambda panel, title, bars: panels.append(title))
     plot(results, tmp_path / "new" / "report.png")
+    assert panels == [
+        "million parameters",
+        "HellaSwag accuracy, lm-eval",
+        "HellaSwag accuracy_norm, lm-eval",
+        "generated tokens per second",  # and none without a number
+    ]
     assert (tmp_path / "new" / "report.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "new").iterdir())) == 1
 
@@ -187,7 +195,7 @@ def die(name, tokenizer, plan):
 def test_a_killed_process_is_named(monkeypatch):
     monkeypatch.setattr(report, "measure_model", die)
     with pytest.raises(
-        ChildProcessError, match="The process that measured some/model was killed, perhaps for lack of"
+        ChildProcessError, match="The process that evaluated some/model was killed, perhaps for lack of"
     ):
         measure_apart("some/model", "some/model", Plan())
 
@@ -221,6 +229,30 @@ def test_script_puts_models_side_by_side(folders, tmp_path, monkeypatch, capsys)
     assert f"{first['texts'][str(text)]['perplexity']:,.3f}" == perplexities[0]
     assert written["versions"]["transformers"] == transformers.__version__
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == ["report.json", "report.png"]
+
+
+def test_script_keeps_the_results_of_good_models_beside_a_mistyped_one(folders, tmp_path, monkeypatch, capsys):
+    options = ("--smoke", "--new_tokens", 2, "--output", tmp_path / "report")
+    mistyped = folders / "our"
+    code, printed, errors = run_example(monkeypatch, capsys, "--model", folders / "ours", mistyped, *options)
+    assert code == 1
+    assert printed.splitlines()[0].split() == [str(folders / "ours")]
+    lines = [line for line in errors.splitlines() if str(mistyped) in line]
+    assert lines[0].startswith(f"{mistyped} could not be evaluated: ")
+    assert lines[-1] == f"error: Not evaluated, for the reasons above: {mistyped}."
+    assert list(json.loads((tmp_path / "report" / "report.json").read_text())["models"]) == [str(folders / "ours")]
+    assert (tmp_path / "report" / "report.png").is_file()
+
+
+def test_script_replaces_nothing_without_being_told(folders, tmp_path, monkeypatch, capsys):
+    (tmp_path / "report.json").write_text("mine")
+    options = ("--model", folders / "ours", "--smoke", "--new_tokens", 0)
+    code, _, errors = run_example(monkeypatch, capsys, *options, "--output", tmp_path)
+    assert code == 1 and "report.json exists; choose another name, or add --overwrite to replace it." in errors
+    assert (tmp_path / "report.json").read_text() == "mine"
+    code, _, errors = run_example(monkeypatch, capsys, *options, "--output", tmp_path / "report.json" / "new")
+    assert code == 1 and "report.json cannot be written (Not a directory); choose another folder." in errors
+    assert run_example(monkeypatch, capsys, *options, "--output", tmp_path, "--overwrite")[0] == 0
 
 
 def test_script_ends_with_one_line_on_mistakes(folders, tmp_path, monkeypatch, capsys):

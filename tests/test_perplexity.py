@@ -34,7 +34,7 @@ class FixedTokenizer:
     def __init__(self, rule, before=(), after=(), bos_token_id=None):
         self.rule, self.before, self.after, self.bos_token_id = rule, before, after, bos_token_id
 
-    def __call__(self, text, add_special_tokens=True, verbose=True):
+    def __call__(self, text, add_special_tokens=True, split_special_tokens=False, verbose=True):
         ids = self.rule(text.encode())
         return {"input_ids": [*self.before, *ids, *self.after] if add_special_tokens else ids}
 

@@ -31,8 +31,8 @@ class PerplexityResult:
 
     `loss` is the mean over the `scored_tokens`, in nats; `perplexity` is its exponential. `tokens` and `bytes` (UTF-8)
     are the size of the text. Its `document_ends`, the separators between documents, are tokens but no bytes.
-    `start_token` says whether the tokenizer put its bos token before the text, as Llama's does and GPT-2's does not; otherwise the
-    first token, which nothing precedes, is not scored.
+    `start_token` says whether the tokenizer put its bos token before the text, as Llama's does and GPT-2's does not;
+    otherwise the first token, which nothing precedes, is not scored.
     """
 
     perplexity: float

@@ -1,50 +1,53 @@
-"""One report on one or several models: what each predicts, knows, sorts, and how fast it writes.
+"""A report on one or several models, side by side: perplexity, HellaSwag, classification, speed of generation.
 
-Every model is measured in a process of its own, so that none uses the memory, the caches or the random state of
-another.
+Every model is evaluated in a process of its own, so that none uses another's memory, caches or random state.
 """
 
-import json
 import math
 import multiprocessing
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
 
-from ..cli import offline_unless_hub_answers
 from ..data.text_classification import PreparedClassification
-from ..files import write_atomically
+from ..files import new_figure, save_figure
 from ..prediction import classify_text
-from ..tokenization import load_tokenizer
+from ..tokenization import END_OF_TEXT, load_tokenizer
 from .hellaswag import Example, hellaswag_accuracy
-from .models import load_model, measure_generation
+from .models import load_model, load_tokenizer_of, measure_generation
 from .perplexity import perplexity
+
+COLUMNS = 3  # of panels in the plot
+MAX_NAME = 30  # characters of a model's name that are shown in a panel
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. Language models get `texts` (by name), `hellaswag` and `new_tokens` of generation (0: none),
-    classifiers the test split of `classification`."""
+    """What to evaluate. Language models get `texts` (by name), `hellaswag` and `new_tokens` of generation (0: none),
+    classifiers the test split of `classification`. With `reference`, transformers' GPT-2 replaces ours."""
 
     texts: dict[str, str] = field(default_factory=dict)
     context: int | None = None
     stride: int | None = None
+    separator: str | None = END_OF_TEXT
     hellaswag: list[Example] = field(default_factory=list)
     protocol: str = "lm-eval"
     classification: PreparedClassification | None = None
     new_tokens: int = 64
     batch_size: int = 4
-    reference: bool = False  # transformers' GPT-2 in place of ours
+    reference: bool = False
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A number of the report, printed with so many `digits` after the point. `interval` is at 95%."""
+    """A number of the report, printed with `digits` digits after the point. `interval` is at 95%."""
 
     value: float
     digits: int = 4
@@ -58,52 +61,78 @@ class Figure:
         return f"{text} [{low:.{self.digits}f}, {high:.{self.digits}f}]"
 
 
-def measure_apart(name: str, tokenizer: str, plan: Plan) -> dict:
-    """`measure_model` in a process of its own. Raises what it raises, and ChildProcessError where it was killed."""
+def measure_all(names: list[str], tokenizer: str | None, plan: Plan) -> tuple[dict[str, dict], dict[str, Exception]]:
+    """The results of each model, and the errors of those that could not be evaluated, which are also printed."""
+    results: dict[str, dict] = {}
+    failures: dict[str, Exception] = {}
+    for name in dict.fromkeys(names):
+        try:
+            results[name] = measure_apart(name, tokenizer, plan)
+        except (OSError, ValueError, ImportError, torch.OutOfMemoryError) as error:
+            failures[name] = error
+            if len(set(names)) > 1:
+                print(f"{name} could not be evaluated: {' '.join(str(error).split())}", file=sys.stderr)
+    return results, failures
+
+
+def measure_apart(name: str, tokenizer: str | None, plan: Plan) -> dict:
+    """`measure_model` in a process of its own. Raises what it raises, and ChildProcessError if it was killed."""
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(measure_model, name, tokenizer, plan).result()
         except BrokenProcessPool:
             raise ChildProcessError(
-                f"The process that measured {name} was killed, perhaps for lack of memory; try a smaller batch_size."
+                f"The process that evaluated {name} was killed, perhaps for lack of memory; try a smaller batch_size."
             ) from None
 
 
-def measure_model(name: str, tokenizer_name: str, plan: Plan) -> dict:
-    """Everything of the plan that applies to this kind of model, as JSON has it.
+def measure_model(name: str, tokenizer_name: str | None, plan: Plan) -> dict:
+    """Everything in the plan that applies to this kind of model, as JSON values.
 
-    Raises ValueError where nothing applies, and what the measurements themselves raise.
+    Raises ValueError where nothing applies, and the errors of the evaluations.
     """
-    offline_unless_hub_answers(name)
-    model = load_model(name, plan.reference).to(PartialState().device).eval()
-    tokenizer = load_tokenizer(tokenizer_name)
-    result = {
+    model = load_model(name, reference=plan.reference).to(PartialState().device)
+    tokenizer = load_tokenizer(tokenizer_name) if tokenizer_name else load_tokenizer_of(name)
+    description = {
         "class": type(model).__name__,
         "parameters": model.num_parameters(),
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
     }
-    described = len(result)
-    if type(model).__name__.endswith("ForSequenceClassification"):
-        if plan.classification is not None:
-            result["classification"] = measure_classification(model, tokenizer, plan.classification, plan.batch_size)
+    if not type(model).__name__.endswith("ForSequenceClassification"):
+        result = measure_language_model(model, tokenizer, plan)
+    elif plan.classification is not None:
+        result = {"classification": measure_classification(model, tokenizer, plan.classification, plan.batch_size)}
     else:
-        if plan.new_tokens:
-            result["generation"] = measure_generation(model, plan.new_tokens)
-        if plan.texts:
-            options = (plan.context, plan.stride, plan.batch_size)
-            result["texts"] = {
-                text_name: asdict(perplexity(model, tokenizer, text, *options))
-                for text_name, text in plan.texts.items()
-            }
-        if plan.hellaswag:
-            scores = hellaswag_accuracy(model, tokenizer, plan.hellaswag, plan.batch_size, plan.protocol)
-            result["hellaswag"] = {"protocol": plan.protocol} | asdict(scores)
-    if len(result) == described:
+        result = {}
+    if not result:
         raise ValueError(
-            f"{name} is a {type(model).__name__}, and nothing of what is asked for applies to it: give texts or "
+            f"{name} is a {type(model).__name__}, and nothing that was requested applies to it: give texts or "
             "HellaSwag for a language model, a prepared folder for a classifier."
         )
+    return description | result
+
+
+def measure_language_model(model, tokenizer, plan: Plan) -> dict:
+    result: dict = {}
+    if plan.new_tokens:
+        result["generation"] = measure_generation(model, plan.new_tokens)
+    if plan.texts:
+        measure = partial(
+            perplexity,
+            model,
+            tokenizer,
+            context_length=plan.context,
+            stride=plan.stride,
+            batch_size=plan.batch_size,
+            separator=plan.separator,
+        )
+        result["texts"] = {name: asdict(measure(text)) for name, text in plan.texts.items()}
+    if plan.hellaswag:
+        scores = hellaswag_accuracy(
+            model, tokenizer, plan.hellaswag, batch_size=plan.batch_size, protocol=plan.protocol
+        )
+        result["hellaswag"] = {"protocol": plan.protocol} | asdict(scores)
     return result
 
 
@@ -124,7 +153,7 @@ def measure_classification(model, tokenizer, data: PreparedClassification, batch
 
 
 def figures(result: dict) -> dict[str, Figure]:
-    """The numbers of one model by what they are called in the table and in the plot."""
+    """The numbers of one model by their names in the table and in the plot."""
     found = {"million parameters": Figure(result["parameters"] / 1e6, 1)}
     for name, text in result.get("texts", {}).items():
         found[f"perplexity, {name}"] = Figure(text["perplexity"], 3)
@@ -134,8 +163,11 @@ def figures(result: dict) -> dict[str, Figure]:
             title = f"HellaSwag {name}, {hellaswag['protocol']}"
             found[title] = Figure(hellaswag[name], 4, tuple(hellaswag[interval]))
     if classification := result.get("classification"):
-        for name in ("accuracy", "precision", "recall", "f1", "roc_auc"):
-            found[f"classification {name}"] = Figure(classification[name])
+        label = classification.get("positive_label")
+        about = "" if label is None else f" of {label!r}"
+        found["classification accuracy"] = Figure(classification["accuracy"])
+        for name in ("precision", "recall", "f1", "roc_auc"):
+            found[f"classification {name}{about}"] = Figure(classification[name])
     if generation := result.get("generation"):
         found["generated tokens per second"] = Figure(generation["tokens_per_second"], 1)
         found["peak MB while generating"] = Figure(generation["peak_mb"], 0)
@@ -155,43 +187,34 @@ def table(results: dict[str, dict]) -> str:
 
 
 def plot(results: dict[str, dict], path: Path) -> None:
-    """A panel for every figure with a bar for every model, into the PNG file `path`.
-
-    Raises ImportError without matplotlib.
-    """
-    try:
-        from matplotlib.figure import Figure as Drawing  # not pyplot, which would look for a display
-    except ImportError as error:
-        raise ImportError("Plots need matplotlib: pip install matplotlib.") from error
-
-    columns = {name: figures(result) for name, result in results.items()}
-    titles = list(dict.fromkeys(title for column in columns.values() for title in column))
-    across = min(3, len(titles))
-    down = math.ceil(len(titles) / across)
-    drawing = Drawing(figsize=(4.5 * across, (0.9 + 0.4 * len(columns)) * down), layout="constrained")
-    panels = drawing.subplots(down, across, squeeze=False).flatten()
-    for panel, title in zip(panels, titles, strict=False):
-        draw_bars(panel, title, columns)
-    for panel in panels[len(titles) :]:
-        panel.set_axis_off()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: drawing.savefig(file, format="png", dpi=150))
+    """Write a PNG file with a panel for every figure and a bar for every model. Raises ImportError without
+    matplotlib."""
+    panels: dict[str, dict[str, Figure]] = {}
+    for name, result in results.items():
+        for title, figure in figures(result).items():
+            if math.isfinite(figure.value):
+                panels.setdefault(title, {})[name] = figure
+    rows = math.ceil(len(panels) / COLUMNS)
+    drawing = new_figure(figsize=(4.5 * COLUMNS, (0.9 + 0.4 * len(results)) * rows))
+    grid = drawing.add_gridspec(rows, COLUMNS * 2)
+    for number, (title, bars) in enumerate(panels.items()):
+        row, column = divmod(number, COLUMNS)
+        in_row = min(COLUMNS, len(panels) - row * COLUMNS)  # the panels of the last row share its width
+        width = COLUMNS * 2 // in_row
+        draw_bars(drawing.add_subplot(grid[row, column * width : (column + 1) * width]), title, bars)
+    save_figure(drawing, path)
 
 
-def draw_bars(panel, title: str, columns: dict[str, dict[str, Figure]]) -> None:
-    shown = {name: column[title] for name, column in columns.items() if title in column}
-    for number, (name, figure) in enumerate(shown.items()):
-        panel.barh(name, figure.value, color=f"C{number}", height=0.6)
+def draw_bars(panel, title: str, bars: dict[str, Figure]) -> None:
+    for number, figure in enumerate(bars.values()):
+        panel.barh(number, figure.value, color=f"C{number}", height=0.6)
         if figure.interval is not None:
-            panel.plot(figure.interval, [name, name], color="black")
+            panel.plot(figure.interval, [number, number], color="black")
         panel.text(0, number, f" {figure.value:,.{figure.digits}f}", va="center")
+    names = [name if len(name) <= MAX_NAME else f"…{name[1 - MAX_NAME :]}" for name in bars]
+    panel.set_yticks(range(len(bars)), names)
     panel.invert_yaxis()
     panel.set_title(title, fontsize=10)
-
-
-def write_json(path: Path, report: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, lambda file: file.write(json.dumps(report, indent=2).encode() + b"\n"))
 
 
 def versions() -> dict[str, str]:
