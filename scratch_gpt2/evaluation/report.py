@@ -187,21 +187,21 @@ def table(results: dict[str, dict]) -> str:
 
 
 def plot(results: dict[str, dict], path: Path) -> None:
-    """Write a PNG file with a panel for every figure and a bar for every model. Raises ImportError without
-    matplotlib."""
+    """Write a PNG file with a panel for every figure and a bar for every model.
+
+    Raises ImportError without matplotlib.
+    """
     panels: dict[str, dict[str, Figure]] = {}
     for name, result in results.items():
         for title, figure in figures(result).items():
             if math.isfinite(figure.value):
                 panels.setdefault(title, {})[name] = figure
-    rows = math.ceil(len(panels) / COLUMNS)
-    drawing = new_figure(figsize=(4.5 * COLUMNS, (0.9 + 0.4 * len(results)) * rows))
-    grid = drawing.add_gridspec(rows, COLUMNS * 2)
-    for number, (title, bars) in enumerate(panels.items()):
-        row, column = divmod(number, COLUMNS)
-        in_row = min(COLUMNS, len(panels) - row * COLUMNS)  # the panels of the last row share its width
-        width = COLUMNS * 2 // in_row
-        draw_bars(drawing.add_subplot(grid[row, column * width : (column + 1) * width]), title, bars)
+    titles = list(panels)
+    rows = [titles[start : start + COLUMNS] for start in range(0, len(titles), COLUMNS)]
+    drawing = new_figure(figsize=(5.5 * COLUMNS, (0.9 + 0.4 * len(results)) * len(rows)))
+    for row, strip in zip(rows, drawing.subfigures(len(rows), squeeze=False)[:, 0], strict=True):
+        for panel, title in zip(strip.subplots(1, len(row), squeeze=False)[0], row, strict=True):
+            draw_bars(panel, title, panels[title])
     save_figure(drawing, path)
 
 
