@@ -1,27 +1,27 @@
-"""Speed of writing text with GPT-2 124M, beside transformers' GPT-2, CTranslate2 and onnxruntime.
+"""Speed of generation with GPT-2 124M, beside transformers' GPT-2, CTranslate2 and onnxruntime.
 
     python tests/benchmarks/decode.py
     python tests/benchmarks/decode.py --batch 8 --rounds 5 --json
     python tests/benchmarks/decode.py --prompt 512 --new_tokens 1      # prefill
     python tests/benchmarks/decode.py --static --batch 8 --new_tokens 256      # for a GPU
-    python tests/benchmarks/decode.py --preset tiny --new_tokens 4     # whether it works
+    python tests/benchmarks/decode.py --preset tiny --new_tokens 4     # to see whether it works
 
-All write the same number of tokens, greedily, with the same random weights, in turns, each in its own process:
+All generate the same number of tokens, greedily, with the same random weights, in turns, each in its own process:
 
 transformers       transformers' GPT2LMHeadModel, float32
-scratch_gpt2       our model as it is loaded
+scratch_gpt2       our model as loaded
 ... optimized      after optimize_for_inference()
 ... int8           after optimize_for_inference(weights="int8")
 ... static         transformers' and ours with a static cache (--static), with which generate compiles them on a GPU
 ... bf16           transformers' and ours after optimize_for_inference(), where the CPU computes bfloat16
-ctranslate2        its float32 and int8, where it is installed (pip install ctranslate2)
+ctranslate2        its float32 and int8, if it is installed (pip install ctranslate2)
 onnxruntime        transformers' model exported with its key-value cache, float32 (pip install onnxruntime onnxscript)
 
-The tokens of the float32 contenders must be equal; of the others the share of equal ones is shown. Times are medians.
-Bandwidth is the bytes of weights that a step reads, times steps, over the time, as a part of the most that a plain
-sum over 400 MB reads per second in the same turns; with a long prompt it means nothing. Memory is what a contender's
-process holds after its first text (Linux). On a GPU only transformers' model and ours take part, and the last two
-numbers mean nothing.
+The float32 contenders must generate equal tokens; for the others, the share of equal tokens is shown. Times are
+medians. Bandwidth is the bytes of weights that the steps read, divided by the time, as a share of the fastest sum over
+400 MB in the same turns; it is meaningless with a long prompt. Memory is the resident memory of a contender's process
+after its first text (Linux). On a GPU, only transformers' model and ours take part, and the last two numbers are
+meaningless.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from process_memory import memory_mb
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, set_seed
 from transformers.utils import logging
 
@@ -50,7 +51,7 @@ WEIGHT_BYTES = {"int8": 1, "bf16": 2}  # float32: 4
 
 
 def contender_names(static: bool) -> list[str]:
-    """Those that this machine can run."""
+    """The contenders that this machine can run."""
     names = ["transformers", "scratch_gpt2", *(STATIC if static else ())]
     if DEVICE == "cuda":
         return names
@@ -65,7 +66,7 @@ def contender_names(static: bool) -> list[str]:
 
 
 def make_writer(name: str, folder: Path):
-    """A function from (B, T) ids and a number of tokens to the (B, n) new ids."""
+    """A function of (B, T) ids and the number n of new tokens that returns the (B, n) new ids."""
     if name == "onnxruntime":
         return make_onnx_writer(folder)
     if name.startswith("ctranslate2"):
@@ -130,8 +131,8 @@ def make_onnx_writer(folder: Path):
 
 
 class StepWithCache(torch.nn.Module):
-    """transformers' GPT-2 with tensors only for ONNX: (B, T) ids and the keys and values of every block, by turns, to
-    the logits of the last position and the longer keys and values."""
+    """transformers' GPT-2 for ONNX, with tensors only: from (B, T) ids and the alternating keys and values of all
+    blocks to the logits of the last position and the longer keys and values."""
 
     def __init__(self, model: GPT2LMHeadModel):
         super().__init__()
@@ -154,7 +155,7 @@ def export_to_onnx(model: GPT2LMHeadModel, folder: Path) -> None:
 
 
 def convert_to_ctranslate2(model: GPT2LMHeadModel, folder: Path) -> None:
-    """What ctranslate2's own converter does, with numbers for tokens: random weights have no vocabulary."""
+    """As ctranslate2's own converter does, but with numbers as tokens: random weights have no vocabulary."""
     from ctranslate2.converters.transformers import GPT2Loader
 
     spec = GPT2Loader().get_model_spec(model)
@@ -167,8 +168,8 @@ def convert_to_ctranslate2(model: GPT2LMHeadModel, folder: Path) -> None:
 
 
 def write_weights(folder: Path, preset: str, names: list[str]) -> None:
-    """Random weights, and the same for the peers that want a file of their own. A wide distribution makes the text
-    varied, and keeps the best two tokens further apart than rounding."""
+    """Random weights, also converted for the peers with a format of their own. Their wide distribution makes the text
+    varied, and keeps the best two tokens further apart than rounding errors."""
     set_seed(0)
     model = GPT2LMHeadModel(GPT2Config(**PRESETS[preset], initializer_range=0.1)).eval()
     model.save_pretrained(folder)
@@ -179,8 +180,8 @@ def write_weights(folder: Path, preset: str, names: list[str]) -> None:
 
 
 class Contender:
-    """A writer in a process of its own, which waits while another one is measured: the threads of one library cost
-    another one's time where they share a process."""
+    """A writer in a process of its own, which waits while another one is measured: libraries in one process would slow
+    each other down by their threads."""
 
     def __init__(self, name: str, folder: Path, args):
         options = ["--batch", str(args.batch), "--prompt", str(args.prompt), "--new_tokens", str(args.new_tokens)]
@@ -200,13 +201,13 @@ class Contender:
 
 
 def answer_requests(name: str, args) -> None:
-    """The process of a contender: for each line it reads, it writes the text again and says what that took."""
+    """The process of a contender: generate the text once per input line, and print the measurements."""
     write, ids = make_writer(name, Path(args.weights)), random_prompt(args)
     for _ in sys.stdin:
         start, cpu_start = time.perf_counter(), time.process_time()
         tokens = write(ids, args.new_tokens)
         run = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu_start}
-        print(json.dumps(run | {"tokens": tokens.tolist(), "memory_mb": held_mb()}), flush=True)
+        print(json.dumps(run | {"tokens": tokens.tolist(), "memory_mb": memory_mb("VmRSS")}), flush=True)
 
 
 def compare(args) -> dict:
@@ -214,7 +215,7 @@ def compare(args) -> dict:
         folder, names = Path(args.folder or temporary), contender_names(args.static)
         if not (folder / "config.json").exists():
             write_weights(folder, args.preset, names)
-        contenders = {name: Contender(name, folder, args) for name in names}  # each has written once: warm
+        contenders = {name: Contender(name, folder, args) for name in names}  # each has generated once, as a warm-up
         check_equal({name: contender.tokens for name, contender in contenders.items()})
         buffer, read_seconds = torch.ones(100_000_000), []
         for _ in range(args.rounds):
@@ -253,23 +254,18 @@ def random_prompt(args) -> torch.Tensor:
 def check_equal(tokens: dict[str, list]) -> None:
     for name in EXACT:
         if name in tokens and tokens[name] != tokens["transformers"]:
-            raise RuntimeError(f"{name} writes other tokens: {tokens[name]}")
-
-
-def held_mb() -> float:
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+            raise RuntimeError(f"{name} generates other tokens than transformers: {tokens[name]}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=1, help="texts at once")
-    parser.add_argument("--prompt", type=int, default=16, help="tokens of a prompt")
+    parser.add_argument("--batch", type=int, default=1, help="texts per batch")
+    parser.add_argument("--prompt", type=int, default=16, help="tokens per prompt")
     parser.add_argument("--new_tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--preset", default="gpt2", help="which GPT-2: tiny, gpt2, gpt2-medium, ...")
-    parser.add_argument("--folder", help="existing folder to keep the weights and the peers' conversions in")
-    parser.add_argument("--static", action="store_true", help="also with a static cache, compiled on a GPU")
+    parser.add_argument("--preset", default="gpt2", help="size: tiny, gpt2, gpt2-medium, ...")
+    parser.add_argument("--folder", help="existing folder to keep the weights and their conversions in")
+    parser.add_argument("--static", action="store_true", help="also measure a static cache, compiled on a GPU")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
@@ -283,7 +279,7 @@ def main():
         print(json.dumps(vars(args) | result))
         return
     print(f"batch {args.batch}, prompt {args.prompt}, {args.new_tokens} new tokens, {args.rounds} rounds, ", end="")
-    print(f"{torch.get_num_threads()} threads, a plain read {result['read_gb_per_second']:.1f} GB/s")
+    print(f"{torch.get_num_threads()} threads, plain read {result['read_gb_per_second']:.1f} GB/s")
     print(f"{'':<24}{'tokens/s':>9}{'CPU s':>8}{'speed':>8}{'bandwidth':>11}{'equal':>7}{'memory':>10}")
     for name, row in result["contenders"].items():
         print(

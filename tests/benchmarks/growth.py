@@ -1,13 +1,13 @@
-"""How time and memory grow with the length of the text: GPT-2 124M beside transformers' GPT-2, drawn and as numbers.
+"""How the time and memory of GPT-2 124M grow with the length of the text, beside transformers' GPT-2.
 
     python tests/benchmarks/growth.py --output growth.png
     python tests/benchmarks/growth.py --lengths 128 256 512 --new_tokens 1 64 256 --rounds 3 --json
 
-Two questions, in float32, with the same random weights: what does a training step (forward, backward, AdamW) on one
-row of T tokens take, and what does it take to write N tokens greedily, also after `optimize_for_inference`? Each model
-and length has a process of its own, in turns; the losses and the tokens must agree, or the work was not the same.
-Training memory is the most that the process held during the steps, in writing likewise. `--output` draws the medians
-into a PNG file and writes them into a JSON file beside it.
+Measures, in float32 and with the same random weights, a training step (forward, backward, AdamW) on one row of T
+tokens, and the greedy generation of N tokens, also after `optimize_for_inference`. Each model and length has a process
+of its own, in turns, and the benchmark fails if losses or tokens differ. Memory is the peak of the process during the
+steps or the generation. All processes keep the memory that they free (`keep_freed_memory`). `--output` draws the
+medians into a PNG file and writes them into a JSON file beside it.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def decode(name: str, new_tokens: int, weights: str) -> dict:
         model.optimize_for_inference()
     ids = torch.arange(8)[None]
     options = {"do_sample": False, "pad_token_id": 0, "attention_mask": torch.ones_like(ids)}
-    model.generate(ids, max_new_tokens=2, **options)  # warms up
+    model.generate(ids, max_new_tokens=2, **options)  # warm-up
     reset_peak("cpu")
     start = time.perf_counter()
     tokens = model.generate(ids, max_new_tokens=new_tokens, min_new_tokens=new_tokens, **options)
@@ -51,7 +51,7 @@ def decode(name: str, new_tokens: int, weights: str) -> dict:
 
 
 def compare(args) -> list[dict]:
-    """One row for each kind, size and model, with medians over the rounds; raises where the work differs."""
+    """One row for each kind, size and model, with medians over the rounds; raises RuntimeError if the work differs."""
     from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
     from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
@@ -83,7 +83,7 @@ def check_same_work(kind: str, size: int, works: list[list]) -> None:
 
 
 def slopes(rows: list[dict], quantity: str = "seconds") -> dict[str, dict[str, float]]:
-    """Seconds (or MB, of `peak_mb`) that each further token adds: the least squares line through a curve."""
+    """Seconds (or MB, for `peak_mb`) per additional token: the slope of the least-squares line through each curve."""
     curves = {kind: {} for kind in NAMES}
     for kind, names in NAMES.items():
         for name in names:
@@ -101,8 +101,8 @@ def draw(rows: list[dict], path: str) -> None:
     from scratch_gpt2.files import new_figure, save_figure
 
     figure = new_figure(figsize=(9, 7))
-    titles = {"train": "a training step on T tokens", "decode": "writing T tokens"}
-    units = {"seconds": "seconds", "peak_mb": "MB at most"}
+    titles = {"train": "a training step on T tokens", "decode": "generating T tokens"}
+    units = {"seconds": "seconds", "peak_mb": "peak MB"}
     panels = [(kind, quantity) for kind in NAMES for quantity in units]
     for place, (kind, quantity) in enumerate(panels, start=1):
         axes = figure.add_subplot(2, 2, place, title=titles[kind], xlabel="tokens (T)", ylabel=units[quantity])
@@ -117,15 +117,18 @@ def draw(rows: list[dict], path: str) -> None:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256, 512, 1024], help="tokens of a step")
-    parser.add_argument("--new_tokens", type=int, nargs="+", default=[1, 128, 512, 1000], help="tokens to write")
-    parser.add_argument("--preset", default="gpt2", help="which GPT-2: tiny, gpt2, gpt2-medium, ...")
-    parser.add_argument("--rounds", type=int, default=1, help="processes of each model and length")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[128, 256, 512, 1024], help="tokens per step")
+    parser.add_argument("--new_tokens", type=int, nargs="+", default=[1, 128, 512, 1000], help="tokens to generate")
+    parser.add_argument("--preset", default="gpt2", help="size: tiny, gpt2, gpt2-medium, ...")
+    parser.add_argument("--rounds", type=int, default=1, help="processes per model and length")
     parser.add_argument("--output", help="PNG file for the curves")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--only", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
+        from scratch_gpt2.hardware import keep_freed_memory
+
+        keep_freed_memory()
         name, kind, size, weights = args.only
         print(json.dumps(measure(name, kind, int(size), weights)))
         return
@@ -140,9 +143,9 @@ def main():
     for row in rows:
         print(f"{row['kind']:<8}{row['size']:>7} {row['model']:<23}{row['seconds']:>9.3f}{row['peak_mb']:>9.0f}")
     for kind, curve in slopes(rows).items():
-        print(f"{kind}: " + ", ".join(f"{name} {1000 * slope:.2f} ms a token" for name, slope in curve.items()))
+        print(f"{kind}: " + ", ".join(f"{name} {1000 * slope:.2f} ms per token" for name, slope in curve.items()))
     for kind, curve in slopes(rows, "peak_mb").items():
-        print(f"{kind}: " + ", ".join(f"{name} {slope:.3f} MB a token" for name, slope in curve.items()))
+        print(f"{kind}: " + ", ".join(f"{name} {slope:.3f} MB per token" for name, slope in curve.items()))
 
 
 if __name__ == "__main__":

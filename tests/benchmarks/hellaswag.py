@@ -5,12 +5,12 @@
 
 Three ways, in turns in one process, with one set of random weights of GPT-2 124M:
 
-loop        transformers' GPT-2, one ending at a time, as somebody would write it down
+loop        transformers' GPT-2, one ending at a time, written as a plain loop
 four rows   transformers' GPT-2 and https://github.com/karpathy/build-nanogpt/blob/master/hellaswag.py: the four
             endings of an example are a batch, padded to the longest, with all logits
 ours        scratch_gpt2's model and `score_examples`; "ours, their model" has transformers' GPT-2 instead of ours
 
-All compute build-nanogpt's protocol. The log-likelihoods must agree, or the work was not the same.
+All follow build-nanogpt's protocol. The benchmark fails if their log-likelihoods differ.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from scratch_gpt2 import ScratchGPT2ForCausalLM
 from scratch_gpt2.evaluation.hellaswag import encode_example, read_hellaswag, score_examples
 from scratch_gpt2.tokenization import load_tokenizer
 
-TOLERANCE = 1e-3  # nats, of sums that are in the hundreds
+TOLERANCE = 1e-3  # nats, for sums in the hundreds
 
 
 @torch.no_grad()
@@ -84,7 +84,7 @@ def compare(args) -> dict[str, dict]:
     times = {name: [] for name in ways}
     cpu_times = {name: [] for name in ways}
     for score, scored in ways.values():
-        score(scored, examples[:2])  # warms up
+        score(scored, examples[:2])  # warm-up
     for _ in range(args.rounds):
         scores = {}
         for name, (score, scored) in ways.items():
@@ -116,7 +116,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="HellaSwag's validation data, original jsonl")
     parser.add_argument("--tokenizer", default="tiktoken:gpt2")
-    parser.add_argument("--examples", type=int, default=100, help="so many, spread over the file")
+    parser.add_argument("--examples", type=int, default=100, help="number of examples, spread over the file")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--n_layer", type=int, default=12)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")

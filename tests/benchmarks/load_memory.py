@@ -3,11 +3,11 @@
     python tests/benchmarks/load_memory.py --size gpt2
     python tests/benchmarks/load_memory.py --size gpt2-xl --dtype bfloat16 --shards 2 --json
 
-Writes random weights of the chosen size in float32 to a temporary folder (gpt2-xl: 6.2 GB and once more as a
-checkpoint of this package, deleted afterwards), and loads them in fresh processes, by turns. Seconds are those of
-loading and then reading every weight once, as weights may still be in the file until then; CPU seconds are the
-process's own for the same. Peak memory is VmHWM of /proc/self/status (Linux); it counts the pages of a memory-mapped
-file too, and the libraries themselves: the row "imports only".
+Writes random float32 weights of the chosen size to a temporary folder (gpt2-xl: 6.2 GB, and as much again as a
+checkpoint of this package) and loads them in fresh processes, in turns. Seconds include reading every weight once,
+because weights may stay in a memory-mapped file until then; CPU seconds are those of the process. Peak memory is VmHWM
+of /proc/self/status (Linux). It includes the pages of memory-mapped files and the libraries themselves, which the row
+"imports only" shows.
 """
 
 import argparse
@@ -37,7 +37,7 @@ start, cpu_start = time.perf_counter(), time.process_time()
 if name != "imports only":
     model_class = GPT2LMHeadModel if name == "transformers" else ScratchGPT2ForCausalLM
     model = model_class.from_pretrained(folder, dtype=dtype)
-    checksum = sum(p.sum().item() for p in model.parameters())  # a memory map is read now
+    checksum = sum(p.sum().item() for p in model.parameters())  # reads memory-mapped weights
 seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
 print(int(peak.split()[1]) * 1024 / 1e9, seconds, cpu_seconds)
@@ -46,11 +46,11 @@ print(int(peak.split()[1]) * 1024 / 1e9, seconds, cpu_seconds)
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="gpt2", choices=PRESETS, help="which GPT-2")
-    parser.add_argument("--dtype", default="auto", help="dtype to load in: auto, float32, bfloat16, float16")
+    parser.add_argument("--size", default="gpt2", choices=PRESETS, help="size of the GPT-2")
+    parser.add_argument("--dtype", default="auto", help="dtype of the loaded model: auto, float32, bfloat16, float16")
     parser.add_argument("--shards", type=int, default=1, help="number of safetensors files")
     parser.add_argument("--repeats", type=int, default=3, help="loads per library; medians are shown")
-    parser.add_argument("--folder", help="where the temporary folder is made")
+    parser.add_argument("--folder", help="parent of the temporary folder")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     args = parser.parse_args()
 
@@ -77,7 +77,7 @@ def main():
 
 
 def write_checkpoint(folder: Path, config: GPT2Config, n_shards: int) -> None:
-    """Random weights, one shard in memory at a time."""
+    """Write random weights with one shard in memory at a time."""
     with torch.device("meta"):
         shapes = {name: p.shape for name, p in GPT2LMHeadModel(config).named_parameters()}
     config.architectures = ["GPT2LMHeadModel"]

@@ -1,15 +1,15 @@
-"""The short set of the benchmarks as one table (make bench): training, writing, loading and growth of GPT-2 124M.
+"""The short set of benchmarks as one table (make bench): training, generation, loading and growth of GPT-2 124M.
 
     python tests/benchmarks/run_all.py
-    python tests/benchmarks/run_all.py --repeat 3 --output results     # keeps the JSON objects and the curves
+    python tests/benchmarks/run_all.py --repeat 3 --output results     # keep the JSON objects and the curves
     python tests/benchmarks/run_all.py --nanogpt ~/nanoGPT --sms data/sms --text books/emma.txt \\
         --hellaswag hellaswag_val.jsonl --instructions alpaca_data.json
-    python tests/benchmarks/run_all.py --preset tiny       # whether all works, in a few minutes
+    python tests/benchmarks/run_all.py --preset tiny       # to see whether all of it works, in a few minutes
 
-Every benchmark is a process of its own, one after the other, on all cores, which should otherwise be idle: about a
-quarter of an hour for each repetition. The ratio is how many times less ours takes, in time or in memory, than the
-peer; the goal is the least ratio that the project aims at. With --repeat, all numbers are medians, and the ratio has
-its least and greatest value in brackets. `python tests/benchmarks/NAME.py --help` tells what each measures.
+The benchmarks run in sequence, each in its own process, on all cores, which should otherwise be idle. One repetition
+takes about a quarter of an hour. The ratio is the peer's time or memory divided by ours; the goal is the project's
+minimum. With --repeat, all numbers are medians, with the smallest and largest ratio in brackets.
+`python tests/benchmarks/NAME.py --help` explains each measurement.
 """
 
 import argparse
@@ -36,7 +36,7 @@ HERE = Path(__file__).parent
 
 
 def short_set(args, folder: Path) -> dict[str, list[str]]:
-    """Name of each run: script and options. `folder` is for what the runs share."""
+    """The script and options of each run by its name. The runs share files in `folder`."""
     preset = ["--preset", args.preset]
     training = ["train_step.py", *preset, "--steps", "1", "--rounds", "2"]
     training += ["--nanogpt", args.nanogpt] if args.nanogpt else []
@@ -78,10 +78,10 @@ def runs_with_data(args) -> dict[str, list[str]]:
 
 
 def left_out(args) -> list[str]:
-    """Why a part of the set is not in the table, a sentence each."""
+    """One sentence for each part of the set that is not in the table."""
     reasons = []
     if not cpu_computes_bfloat16():
-        reasons.append("bfloat16 (training, its memory, writing): this CPU does not compute it.")
+        reasons.append("bfloat16 (training, its memory, generation): this CPU does not compute it.")
     if not args.nanogpt:
         reasons.append("nanoGPT in training: no --nanogpt FOLDER was given.")
     data = {"sms": "a classification epoch", "text": "tokenization", "hellaswag": "HellaSwag"}
@@ -90,22 +90,21 @@ def left_out(args) -> list[str]:
     packages = {"ctranslate2": "ctranslate2", "onnxruntime": "onnxruntime onnx onnxscript"}
     for name, install in packages.items():
         if not all(map(find_spec, install.split())):
-            reasons.append(f"{name} in writing: it is not installed (pip install {install}).")
+            reasons.append(f"{name} in generation: it is not installed (pip install {install}).")
     return reasons
 
 
 def training_rows(result: dict) -> list[dict]:
     models, options = result["models"], result["options"]
-    ours, script, theirs = (models[name] for name in ("scratch_gpt2", "scratch_gpt2 script", "transformers"))
+    ours, theirs = models["scratch_gpt2"], models["transformers"]
     size = f"{options['batch']} x {options['length']} tokens, {options['dtype']}"
     masked = f", {options['masked']:.0%} of a row masked" if options["masked"] else ""
     goal = 1.5 if masked else 1.3 if options["length"] < 1024 else None
     memory_goal = 1 / 0.55 if (options["dtype"], options["length"]) == ("bf16", 1024) else None
     rows = [
-        row(f"training step, {size}{masked}{way}", "s", name, model["seconds"], peer["seconds"], goal)
-        for way, model in (("", ours), (", freed memory kept by ours", script))
+        row(f"training step, {size}{masked}", "s", name, ours["seconds"], peer["seconds"], goal)
         for name, peer in models.items()
-        if not name.startswith("scratch_gpt2")
+        if peer is not ours
     ]
     what = f"peak memory of a training step, {size}{masked}"
     return [*rows, row(what, "MB", "transformers", ours["peak_mb"], theirs["peak_mb"], memory_goal)]
@@ -114,7 +113,8 @@ def training_rows(result: dict) -> list[dict]:
 def decode_rows(result: dict) -> list[dict]:
     contenders, rows = result["contenders"], []
     prompt, new_tokens, batch = result["prompt"], result["new_tokens"], result["batch"]
-    work = f"writing {new_tokens} tokens for each of {batch} prompts" if batch > 1 else f"writing {new_tokens} tokens"
+    work = f"generating {new_tokens} tokens"
+    work += f" for each of {batch} prompts" if batch > 1 else ""
     work = f"reading a prompt of {prompt} tokens" if new_tokens == 1 else work
     goal = None if new_tokens == 1 else 1.5 if batch > 1 else 2.0
     level = 1.0 if goal == 2.0 else None
@@ -146,7 +146,7 @@ def loading_rows(result: dict) -> list[dict]:
 
 
 def growth_rows(result: dict) -> list[dict]:
-    work = {"train": "each further token of a training step", "decode": "each further token to write"}
+    work = {"train": "each additional token of a training step", "decode": "each additional token to generate"}
     rows = []
     for key, unit, what in (("slopes", "ms", "time"), ("memory_slopes", "MB", "peak memory")):
         for kind, curve in result[key].items():
@@ -205,7 +205,7 @@ ROWS = {
 
 
 def row(what: str, unit: str, peer: str, ours: float, theirs: float, goal: float | None = None) -> dict:
-    """Where ours does not grow at all (ours <= 0, of a slope), it is better without limit."""
+    """One line of the table. The ratio to a slope of ours that is not positive is infinite."""
     ratio = theirs / ours if ours > 0 else math.inf
     return {"what": what, "unit": unit, "peer": peer, "ours": ours, "theirs": theirs, "ratio": ratio, "goal": goal}
 
@@ -216,7 +216,7 @@ def run(script: str, *options: str) -> dict:
 
 
 def merge(repetitions: list[list[dict]]) -> list[dict]:
-    """The rows of all repetitions as one: medians, and the least and the greatest ratio."""
+    """One row for the same row of all repetitions, with medians and the smallest and largest ratio."""
     merged = []
     for same in zip(*repetitions, strict=True):
         medians = {key: statistics.median(r[key] for r in same) for key in ("ours", "theirs", "ratio")}
@@ -238,7 +238,7 @@ def as_table(rows: list[dict], nanogpt: str | None = None) -> str:
 
 
 def with_version(peer: str, nanogpt: str | None) -> str:
-    """A peer's first word is its package; nanoGPT has no version but its commit."""
+    """The first word of a peer is its package. nanoGPT has a commit instead of a version."""
     name, *rest = peer.replace(",", " ,").split(" ", 1)
     if name != "nanogpt":
         return " ".join([name, version(name), *rest]).replace(" ,", ",")
@@ -246,7 +246,7 @@ def with_version(peer: str, nanogpt: str | None) -> str:
     try:
         return f"nanoGPT {subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()}"
     except (OSError, subprocess.CalledProcessError):
-        return "nanoGPT"  # no checkout
+        return "nanoGPT"  # not a git checkout
 
 
 def machine() -> str:
@@ -272,13 +272,13 @@ def run_set(runs: dict[str, list[str]], prefix: str, output: str | None) -> list
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=1, help="run the whole set so many times")
-    parser.add_argument("--preset", choices=("tiny", "gpt2"), default="gpt2", help="which GPT-2")
-    parser.add_argument("--nanogpt", help="folder with nanoGPT's model.py, a further peer in training")
+    parser.add_argument("--repeat", type=int, default=1, help="number of repetitions of the whole set")
+    parser.add_argument("--preset", choices=("tiny", "gpt2"), default="gpt2", help="size of the GPT-2")
+    parser.add_argument("--nanogpt", help="folder with nanoGPT's model.py, as another peer in training")
     parser.add_argument("--sms", help="folder from examples/prepare_classification.py, for a classification epoch")
-    parser.add_argument("--text", nargs="+", help="text files (1 MB is enough), for tokenization")
+    parser.add_argument("--text", nargs="+", help="text files for tokenization; 1 MB is enough")
     parser.add_argument("--hellaswag", help="HellaSwag's validation data, original jsonl")
-    parser.add_argument("--instructions", help="instructions in .json or .jsonl, for tuning beside TRL")
+    parser.add_argument("--instructions", help="instructions in .json or .jsonl, for instruction tuning beside TRL")
     parser.add_argument("--output", help="existing folder for the JSON objects and growth.png")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

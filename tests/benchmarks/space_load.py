@@ -1,11 +1,11 @@
-"""The Space under load: visitors who write at the same time, then many texts in a row with an eye on the memory.
+"""Load test of the Space: concurrent visitors, then many texts in sequence to observe the memory.
 
-    python tests/benchmarks/space_load.py                                   8 visitors for 60 seconds, 200 texts
+    python tests/benchmarks/space_load.py                                   # 8 visitors for 60 seconds, 200 texts
     python tests/benchmarks/space_load.py --visitors 2 --seconds 10 --texts 10 --checkpoints /tmp/tiny
 
-Starts `space/app.py` in a process of its own and talks to it with Gradio's client. Each visitor asks for a completion,
-waits for its end and asks again; `first` and `total` are seconds from the asking to the first piece of text and to the
-end, waiting in the queue included. Memory is VmRSS of the server (Linux).
+Starts `space/app.py` in a process of its own and sends requests with Gradio's client. Each visitor requests a
+completion, waits for its end and requests the next; `first` and `total` are the seconds from the request to the first
+piece of text and to the end, including the time in the queue. Memory is VmRSS of the server (Linux).
 """
 
 import argparse
@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from gradio_client import Client
+from process_memory import memory_mb
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL_AND_SETTINGS = ("base", "The king said", 0.8, 50, 0.95, 1.1)
@@ -29,19 +30,19 @@ def main() -> None:
     parser.add_argument("--checkpoints", default=str(ROOT / "space" / "checkpoints"))
     parser.add_argument("--visitors", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--texts", type=int, default=200, help="Texts in a row, after the visitors have left.")
-    parser.add_argument("--tokens", type=int, default=60, help="Length of each text.")
-    arguments = parser.parse_args()
+    parser.add_argument("--texts", type=int, default=200, help="texts in sequence, after the visitors have left")
+    parser.add_argument("--tokens", type=int, default=60, help="tokens per text")
+    args = parser.parse_args()
 
-    command = [sys.executable, "-u", str(ROOT / "space" / "app.py"), "--checkpoints", arguments.checkpoints]
+    command = [sys.executable, "-u", str(ROOT / "space" / "app.py"), "--checkpoints", args.checkpoints]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
     ) as server:
         try:
             address = wait_for_address(server)
             Client(address, verbose=False).predict(*settings(8, 0), api_name="/complete")  # loads the model
-            crowd(address, arguments)
-            in_a_row(address, server.pid, arguments)
+            crowd(address, args)
+            in_sequence(address, server.pid, args)
         finally:
             server.terminate()
 
@@ -50,29 +51,29 @@ def wait_for_address(server: subprocess.Popen) -> str:
     for line in server.stdout:
         if found := re.search(r"http://\S+", line):
             return found.group()
-    raise RuntimeError("The Space has ended before it printed its address.")
+    raise RuntimeError("The Space ended before it printed its address.")
 
 
 def settings(tokens: int, seed: int) -> tuple:
     return (*MODEL_AND_SETTINGS, tokens, seed, "")
 
 
-def crowd(address: str, arguments) -> None:
+def crowd(address: str, args) -> None:
     times: list[tuple[float, float]] = []
     dropped: list[str] = []
-    end = time.monotonic() + arguments.seconds
+    end = time.monotonic() + args.seconds
     visitors = [
-        threading.Thread(target=visit, args=(address, arguments.tokens, number, end, times, dropped))
-        for number in range(arguments.visitors)
+        threading.Thread(target=visit, args=(address, args.tokens, number, end, times, dropped))
+        for number in range(args.visitors)
     ]
     for visitor in visitors:
         visitor.start()
     for visitor in visitors:
         visitor.join()
-    print(f"{arguments.visitors} visitors, {arguments.seconds:.0f} s, {arguments.tokens} tokens a text")
+    print(f"{args.visitors} visitors, {args.seconds:.0f} s, {args.tokens} tokens per text")
     print(f"texts {len(times)}, dropped {len(dropped)} {' '.join(sorted(set(dropped)))}".rstrip())
     if not times:
-        raise RuntimeError("No visitor has got a text.")
+        raise RuntimeError("No visitor received a text.")
     for name, values in zip(("first", "total"), zip(*times, strict=True), strict=True):
         values = sorted(values)
         late = values[int(0.95 * (len(values) - 1))]
@@ -94,20 +95,15 @@ def visit(address: str, tokens: int, seed: int, end: float, times: list, dropped
             dropped.append(type(error).__name__)
 
 
-def in_a_row(address: str, pid: int, arguments) -> None:
+def in_sequence(address: str, pid: int, args) -> None:
     client = Client(address, verbose=False)
     megabytes = []
-    for seed in range(arguments.texts):
-        client.predict(*settings(arguments.tokens, seed), api_name="/complete")
-        megabytes.append(resident_megabytes(pid))
+    for seed in range(args.texts):
+        client.predict(*settings(args.tokens, seed), api_name="/complete")
+        megabytes.append(memory_mb("VmRSS", pid))
     tenth = max(1, len(megabytes) // 10)
     begin, end = statistics.mean(megabytes[tenth : 2 * tenth]), statistics.mean(megabytes[-tenth:])
     print(f"memory over {len(megabytes)} texts: {begin:.1f} MB in the second tenth, {end:.1f} MB in the last")
-
-
-def resident_megabytes(pid: int) -> float:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
 if __name__ == "__main__":

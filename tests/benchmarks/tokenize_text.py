@@ -3,13 +3,13 @@
     python tests/benchmarks/tokenize_text.py --text books/*.txt
     python tests/benchmarks/tokenize_text.py --text books/*.txt --rounds 2 --json
 
-The text becomes documents of about 4,000 characters, as web pages are, in a .jsonl file. Every contender reads that
-file, tokenizes it with GPT-2's BPE, ends each document with <|endoftext|> and writes uint16 .npy; ours also makes
-checksums, counts bytes and syncs to disk. Each run has a process of its own, in turns, with the text once and sixteen
-times; the time excludes imports and loading the vocabulary, but ours includes handing it to tiktoken (about 0.3 s).
-The tokens must be equal. Numbers are medians; memory is the peak over what the process held before, the pool's workers
-left out. On a busy machine compare the seconds of CPU.
-Needs GPT-2's vocabulary: a network, or TIKTOKEN_CACHE_DIR.
+The text is cut into documents of 4,000 characters, about the size of a web page, in a .jsonl file. Every contender
+reads that file, tokenizes it with GPT-2's BPE, ends each document with <|endoftext|> and writes uint16 .npy files;
+ours also computes checksums, counts bytes and syncs to disk. The runs take turns, each in its own process, with the
+text once and sixteen times. The time excludes imports and loading the vocabulary, but ours includes passing it to
+tiktoken (about 0.3 s). The benchmark fails if tokens differ. Numbers are medians; memory is the increase of the peak
+during the run, without the workers of the pool. On a busy machine, compare the seconds of CPU.
+Needs GPT-2's vocabulary: a network connection, or TIKTOKEN_CACHE_DIR.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import tiktoken
+from process_memory import memory_mb, reset_peak_memory
 
 END_OF_TEXT = 50256
 SHARD_TOKENS = 500_000
@@ -49,7 +50,7 @@ def with_scratch_gpt2(file: str, folder: Path):
 
 
 def with_batches(file: str, folder: Path):
-    """A loop over tiktoken's own batches, which it tokenizes in threads."""
+    """A loop over batches, which tiktoken tokenizes in threads."""
     encoding = tiktoken.get_encoding("gpt2")
 
     def run():
@@ -67,7 +68,7 @@ def encode_document(text: str) -> np.ndarray:
 
 
 def with_pool(file: str, folder: Path):
-    """A process for each of two cores, one document after the other, as in the fineweb.py of build-nanogpt."""
+    """A pool of two processes, one document at a time, as in build-nanogpt's fineweb.py."""
     pool = multiprocessing.get_context("spawn").Pool(2)
     pool.map(encode_document, ["Load the vocabulary."] * 64, chunksize=1)
 
@@ -87,7 +88,7 @@ CONTENDERS = {
 def measure(name: str, file: str) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         run = CONTENDERS[name](file, Path(folder))
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
+        reset_peak_memory()  # the imports have raised it
         held, cpu, start = memory_mb("VmRSS"), cpu_seconds(), time.perf_counter()
         run()
         seconds, cpu = time.perf_counter() - start, cpu_seconds() - cpu
@@ -101,10 +102,6 @@ def measure(name: str, file: str) -> dict:
             "tokens": sum(map(len, shards)),
             "sha256": hashlib.sha256(np.concatenate(shards)).hexdigest(),
         }
-
-
-def memory_mb(name: str) -> float:
-    return int(Path("/proc/self/status").read_text().split(f"{name}:")[1].split()[0]) / 1024
 
 
 def cpu_seconds() -> float:
@@ -149,7 +146,7 @@ def summarise(results: list[dict], megabytes: float) -> dict:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", nargs="+", required=True, help="text files to tokenize")
-    parser.add_argument("--rounds", type=int, default=5, help="processes of each contender")
+    parser.add_argument("--rounds", type=int, default=5, help="processes per contender")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     args = parser.parse_args()

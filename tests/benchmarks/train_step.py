@@ -5,16 +5,15 @@
     python tests/benchmarks/train_step.py --nanogpt ~/nanoGPT     # a checkout of karpathy/nanoGPT
     python tests/benchmarks/train_step.py --length 256 --dtype float32 --masked 0.7     # fine-tuning on answers
     python tests/benchmarks/train_step.py --dtype float32 --compile     # torch.compile for all; needs a C++ compiler
-    python tests/benchmarks/train_step.py --preset tiny --length 64 --dtype float32     # whether it works
+    python tests/benchmarks/train_step.py --preset tiny --length 64 --dtype float32     # to see whether it works
 
-Each model trains in a process of its own, in turns, from the same weights on the same tokens: forward, backward,
-clipping, AdamW, in float32 or under bfloat16 autocast. The losses must agree, or the work was not the same. A first
-step warms up and is not measured. Memory is what the process (on a GPU: torch) held at most during the steps. FLOPs
-are what the model needs, whatever a library computes; MFU is their share of what the GPU can do in bfloat16 (PaLM,
-appendix B). On a busy machine compare the seconds of CPU.
+The models train in turns, each in its own process, from the same weights on the same tokens: forward, backward,
+clipping, AdamW, in float32 or under bfloat16 autocast. The benchmark fails if their losses differ. The first step is a
+warm-up and is not measured. Memory is the peak of the process (on a GPU: of torch) during the steps. FLOPs are those
+that the model needs, whatever a library computes; MFU is their share of the GPU's peak in bfloat16 (PaLM, appendix B).
+On a busy machine, compare the seconds of CPU.
 
-`scratch_gpt2 script` is our model in a process that keeps freed memory, as those of the training scripts in examples/
-do on Linux; any model would gain from that.
+All processes keep the memory that they free, as the training scripts in examples/ do (`keep_freed_memory`).
 """
 
 import argparse
@@ -24,20 +23,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
-# Relative difference of the losses that still counts as the same work.
+from process_memory import memory_mb, reset_peak_memory
+
+# Largest relative difference between the losses of the same work.
 TOLERANCE = {"float32": 1e-5, "bf16": 2e-3}
 
 
 def train(name: str, args, masked: float = 0.0, compiled: bool = False) -> dict:
-    """A few steps of one model, in this process."""
+    """Train one model for a few steps, in this process."""
     import torch
 
-    if name == "scratch_gpt2 script":
-        from scratch_gpt2.hardware import keep_freed_memory
-
-        keep_freed_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load(name, args).to(device).train()
     config = model.config
@@ -52,12 +48,12 @@ def train(name: str, args, masked: float = 0.0, compiled: bool = False) -> dict:
         model.compile()
     reset_peak(device)
     losses, seconds, cpu_seconds = [], [], []
-    for _ in range(args.steps + 1):  # the first one warms up
+    for _ in range(args.steps + 1):  # the first one is a warm-up
         start, cpu_start = time.perf_counter(), time.process_time()
         with torch.autocast(device, torch.bfloat16, enabled=args.dtype == "bf16"):
             if name == "nanogpt":
                 targets = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=-1)
-                loss = model(ids, targets.clamp(min=-1))[1]  # where it takes -1 for no label
+                loss = model(ids, targets.clamp(min=-1))[1]  # it ignores label -1
             else:
                 only_loss = {"skip_logits": True} if name.startswith("scratch_gpt2") else {}  # as under Trainer
                 loss = model(input_ids=ids, labels=labels, use_cache=False, **only_loss).loss
@@ -76,7 +72,7 @@ def load(name: str, args):
     import torch
 
     options = {"dtype": torch.float32, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    if name.startswith("scratch_gpt2"):
+    if name.startswith("scratch_gpt2"):  # or, from growth.py, "scratch_gpt2 optimized"
         from scratch_gpt2 import ScratchGPT2ForCausalLM
 
         return ScratchGPT2ForCausalLM.from_pretrained(args.weights, **options)
@@ -97,7 +93,7 @@ def as_nanogpt(reference, folder: str):
     weights = reference.state_dict()
     model.load_state_dict({name: x.T if name.endswith(transposed) else x for name, x in weights.items()}, strict=False)
     for block in model.transformer.h:
-        block.mlp.gelu.approximate = "tanh"  # OpenAI's; nanoGPT's exact one would give other losses
+        block.mlp.gelu.approximate = "tanh"  # OpenAI's; nanoGPT's exact GELU has other losses
     return model
 
 
@@ -107,7 +103,7 @@ def reset_peak(device: str) -> None:
 
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5")
+        reset_peak_memory()
 
 
 def peak_mb(device: str) -> float:
@@ -115,17 +111,16 @@ def peak_mb(device: str) -> float:
         import torch
 
         return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return memory_mb("VmHWM")
 
 
 def compare(args) -> list[dict]:
-    """All rounds of all models, each in its own process; raises where the losses differ."""
+    """All rounds of all models, each in its own process. Raises RuntimeError if the losses differ."""
     from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 
     from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
 
-    names = ["transformers", "scratch_gpt2", "scratch_gpt2 script"] + ["nanogpt"] * (args.nanogpt is not None)
+    names = ["transformers", "scratch_gpt2"] + ["nanogpt"] * (args.nanogpt is not None)
     with tempfile.TemporaryDirectory() as folder:
         set_seed(0)
         GPT2LMHeadModel(GPT2Config(**PRESETS[args.preset])).save_pretrained(folder)
@@ -176,17 +171,20 @@ def main():
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--dtype", choices=TOLERANCE, default="bf16")
-    parser.add_argument("--masked", type=float, default=0.0, help="share of a row, from its start, without labels")
-    parser.add_argument("--compile", action="store_true", help="torch.compile every model")
-    parser.add_argument("--preset", default="gpt2", help="which GPT-2: tiny, gpt2, gpt2-medium, ...")
-    parser.add_argument("--steps", type=int, default=2, help="measured steps of each process")
-    parser.add_argument("--rounds", type=int, default=2, help="processes of each model")
+    parser.add_argument("--masked", type=float, default=0.0, help="share of each row, from its start, without labels")
+    parser.add_argument("--compile", action="store_true", help="compile every model with torch.compile")
+    parser.add_argument("--preset", default="gpt2", help="size: tiny, gpt2, gpt2-medium, ...")
+    parser.add_argument("--steps", type=int, default=2, help="measured steps per process")
+    parser.add_argument("--rounds", type=int, default=2, help="processes per model")
     parser.add_argument("--nanogpt", help="folder with nanoGPT's model.py")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     parser.add_argument("--weights", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
+        from scratch_gpt2.hardware import keep_freed_memory
+
+        keep_freed_memory()
         print(json.dumps(train(args.only, args, args.masked, args.compile)))
         return
     summary = summarise(compare(args), args)
