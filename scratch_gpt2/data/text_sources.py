@@ -126,11 +126,11 @@ def documents_of_rows(rows: Iterable[Located], text_column: str, separator: str 
         elif text_column not in row or not isinstance(text, str):
             columns = ", ".join(map(str, row))
             raise ValueError(f"{origin} has no text in column {text_column!r}; its columns are {columns}.")
-        elif separator == END_OF_TEXT:
-            yield from ((document, True) for document in split_documents(checked(text, origin)))
         else:
-            seen_marker = seen_marker or END_OF_TEXT in text
-            yield checked(text, origin), True
+            has_marker = END_OF_TEXT in checked(text, origin)
+            seen_marker = seen_marker or has_marker
+            splits = has_marker and separator == END_OF_TEXT
+            yield from ((document, True) for document in (split_documents(text) if splits else [text]))
     source = origin.rpartition(",")[0]
     if nulls:
         logger.warning("%s: rows left out because their %s is null: %d.", source, text_column, nulls)
