@@ -18,7 +18,7 @@ the positive class, which precision, recall and F1 are about.
 
 from dataclasses import dataclass, field
 
-from scratch_gpt2.cli import offline_unless_hub_answers, parse_arguments, run_main
+from scratch_gpt2.cli import parse_arguments, run_main
 from scratch_gpt2.data.rows import describe_files, describe_hub
 from scratch_gpt2.data.text_classification import (
     FRACTIONS,
@@ -66,7 +66,6 @@ def main() -> None:
         raise ValueError("Say where the text is: either --input with a file or --hub with a data set.")
     check_new(args.output)
     if args.hub:
-        offline_unless_hub_answers(args.hub)
         rows = read_labelled_hub(args.hub, args.hub_config, args.hub_split, args.text_column, args.label_column)
         source = describe_hub(args.hub, args.hub_config, args.hub_split)
     else:

@@ -33,7 +33,7 @@ With datatrove, a function is a step of the pipeline, for its Slurm and Ray exec
 
 from dataclasses import dataclass, field
 
-from scratch_gpt2.cli import offline_unless_hub_answers, parse_arguments, run_main
+from scratch_gpt2.cli import parse_arguments, run_main
 from scratch_gpt2.data.text_sources import find_files, parse_separator
 from scratch_gpt2.data.text_to_shards import TextSource, text_to_shards
 from scratch_gpt2.data.token_shards import merge_parts, verify
@@ -109,8 +109,6 @@ def main() -> None:
 def text_source(args: Arguments) -> TextSource:
     if bool(args.input) == bool(args.hub):
         raise ValueError("Say where the text is: either --input with files or --hub with a data set.")
-    if args.hub:
-        offline_unless_hub_answers(args.hub)
     return TextSource(
         files=tuple(find_files(args.input)),
         hub=args.hub,

@@ -316,6 +316,18 @@ def test_classes_of_the_hub_have_their_names(monkeypatch):
     assert [origin for _, origin in rows] == ["some/data, row 1", "some/data, row 2", "some/data, row 3"]
 
 
+def test_a_hub_that_does_not_answer_is_noticed_at_once(monkeypatch):
+    monkeypatch.setattr("scratch_gpt2.data.rows.is_offline_mode", lambda: False)
+    monkeypatch.setattr("scratch_gpt2.data.rows.hub_answers", lambda: False)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("it was asked"))
+    with pytest.raises(ConnectionError) as error:
+        next(hub_rows("no/such"))
+    assert str(error.value) == (
+        "The data set 'no/such' could not be downloaded from the Hugging Face Hub (no answer; HF_HUB_OFFLINE=1 reads "
+        "the local cache); check its name and the network, or give a local file instead."
+    )
+
+
 def test_a_source_is_described_without_folders(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"abc")
     described = describe_files([str(tmp_path / "a.txt"), "-"])

@@ -6,6 +6,7 @@ drops nothing: what does not fit is an error that names the file and the line.
 
 import csv
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from transformers.utils.hub import is_offline_mode
+
+from ..checkpoint_files import hub_answers
 from ..files import sha256
 from .text_files import STDIN, is_compressed, kind_of, open_binary, open_text
 
@@ -177,7 +181,8 @@ def hub_rows(
     part: tuple[int, int] = (0, 1),
 ) -> Iterator[Located]:
     """The rows of one split of a data set on the Hub, classes by their names; with `part` (I, N) those of the I-th of
-    N machines. Where N divides the number of the data set's files, a machine downloads its own files only.
+    N machines. Where N divides the number of the data set's files, a machine downloads its own files only. In offline
+    mode (HF_HUB_OFFLINE=1), the data set is read from the local cache.
 
     Raises ConnectionError where the Hub cannot be reached or stops answering.
     """
@@ -201,6 +206,8 @@ def hub_rows(
 @contextmanager
 def downloading(name: str) -> Iterator[None]:
     try:
+        if not (os.path.exists(name) or is_offline_mode() or hub_answers()):  # datasets would retry for 24 seconds
+            raise ConnectionError("no answer; HF_HUB_OFFLINE=1 reads the local cache")
         yield
     except Exception as error:  # the library raises errors of its own, httpx's and fsspec's
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
