@@ -31,7 +31,7 @@ from scratch_gpt2.evaluation.hellaswag import (
 )
 from scratch_gpt2.evaluation.models import load_causal_lm, weights_digest
 from scratch_gpt2.evaluation.progress import ProgressFile, digest
-from scratch_gpt2.evaluation.report import write_json
+from scratch_gpt2.files import write_json
 from scratch_gpt2.tokenization import load_tokenizer
 
 
