@@ -4,12 +4,14 @@ Imports point one way, from the last of the layers below to the first; the desig
 """
 
 import ast
+import importlib
 import json
 import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import pytest
 from test_registration import run_python
 
 from scratch_gpt2.checkpoint_files import TRAVELLING_FILES
@@ -137,6 +139,24 @@ def test_the_package_does_not_know_its_examples_or_its_space():
     for name, path in MODULES.items():
         asked = {asked.partition(".")[0] for node in ast.walk(parse(path)) for asked in imported_names(node, name)}
         assert asked & (beside | {"examples", "space", "tests"}) == set(), name
+
+
+@pytest.mark.parametrize("folder", ["examples", "space", "tests"])
+def test_what_is_imported_from_the_package_exists(folder):
+    """Lazy imports too, which fail only when a user gets there."""
+    asked = {
+        (node.module, alias.name)
+        for path in python_files(folder)
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "scratch_gpt2"
+        for alias in node.names
+    }
+    missing = []
+    for module, name in sorted(asked):
+        found = importlib.import_module(module)
+        if not hasattr(found, name) and f"{module}.{name}".removeprefix("scratch_gpt2.") not in MODULES:
+            missing.append(f"{module}.{name}")
+    assert missing == []
 
 
 def test_files_that_travel_import_only_each_other_torch_and_transformers():
