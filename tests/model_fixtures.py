@@ -1,6 +1,8 @@
 """Pairs of small models with the same weights: transformers' GPT-2 and ours, converted here on purpose without
 `openai_weights.py`, so that a mistake in its table cannot hide itself."""
 
+from itertools import pairwise
+
 import torch
 import transformers
 
@@ -54,6 +56,20 @@ def fill(model, std: float = 0.2, seed: int = 0):
         if parameter.ndim == 1 and name.endswith("weight"):  # norms
             parameter += 1.0
     return model
+
+
+@torch.no_grad()
+def write_chain(model, ids: list[int]) -> None:
+    """Make a model with an untied head write, after each of `ids`, the next: its blocks add nothing, and the head's
+    row for a token is the normalized embedding of the token before it."""
+    for block in model.model.layers:
+        for layer in (block.attn.out_proj, block.mlp.down_proj):
+            torch.nn.init.zeros_(layer.weight)
+            torch.nn.init.zeros_(layer.bias)
+    torch.nn.init.zeros_(model.model.embed_positions.weight)
+    model.lm_head.weight.zero_()
+    for token, following in pairwise(ids):
+        model.lm_head.weight[following] = model.model.norm(model.model.embed_tokens.weight[token])
 
 
 def own_names(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

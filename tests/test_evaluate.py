@@ -3,13 +3,14 @@
 import json
 import math
 import os
-import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from example_scripts import run_in_process
 from hellaswag_rows import ROWS, write_rows
 from model_fixtures import TINY, tiny_config, twins
 
@@ -22,6 +23,7 @@ from scratch_gpt2.evaluation.perplexity import perplexity
 from scratch_gpt2.evaluation.report import Figure, Plan, figures, measure_apart, measure_model, plot, table
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "compare_models.py"
+run_example = partial(run_in_process, EXAMPLE)
 TEXT = "The rat sat under the hat, and where the cat sat is where the mat is: on the hat of the rat.\n"
 SPAM = PreparedClassification(
     splits={
@@ -198,17 +200,6 @@ def test_a_killed_process_is_named(monkeypatch):
         ChildProcessError, match="The process that evaluated some/model was killed, perhaps for lack of"
     ):
         measure_apart("some/model", "some/model", Plan())
-
-
-def run_example(monkeypatch, capsys, *arguments):
-    """Exit code, stdout and stderr of the script."""
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *map(str, arguments)])
-    code = 0
-    try:
-        runpy.run_path(str(EXAMPLE), run_name="__main__")
-    except SystemExit as exit:
-        code = exit.code
-    return code, *capsys.readouterr()
 
 
 def test_script_puts_models_side_by_side(folders, tmp_path, monkeypatch, capsys):

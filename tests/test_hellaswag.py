@@ -4,8 +4,7 @@ import bz2
 import dataclasses
 import json
 import math
-import runpy
-import sys
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -13,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from example_scripts import run_in_process
 from hellaswag_rows import ROW, ROWS, write_rows
 from model_fixtures import TINY, twins
 
@@ -34,6 +34,7 @@ from scratch_gpt2.evaluation.hellaswag import (
 )
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "hellaswag.py"
+run_example = partial(run_in_process, EXAMPLE)
 
 
 @pytest.fixture(scope="module")
@@ -397,17 +398,6 @@ def model_folder(tiny_tokenizer, tmp_path_factory):
     make_twins(290, 128)[1].save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
-
-
-def run_example(monkeypatch, capsys, *arguments):
-    """Exit code, stdout and stderr of the script."""
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *map(str, arguments)])
-    code = 0
-    try:
-        runpy.run_path(str(EXAMPLE), run_name="__main__")
-    except SystemExit as exit:
-        code = exit.code
-    return code, *capsys.readouterr()
 
 
 def test_script_goes_on_where_it_was_stopped(model_folder, tiny_tokenizer, tmp_path, monkeypatch, capsys):

@@ -15,8 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
-from model_fixtures import tiny_model
+from model_fixtures import tiny_model, write_chain
 from transformers.utils.import_utils import is_serve_available
 
 from scratch_gpt2 import export_gpt2
@@ -672,15 +671,7 @@ def model_that_says(characters, tokenizer):
     the row of the head for the token that follows it."""
     ids = [tokenizer.convert_tokens_to_ids(c) for c in ("Ċ", *characters, tokenizer.eos_token)]
     model = tiny_model(vocab_size=len(tokenizer), n_positions=2048, eos_token_id=ids[-1], tie_word_embeddings=False)
-    with torch.no_grad():
-        for block in model.model.layers:
-            for layer in (block.attn.out_proj, block.mlp.down_proj):
-                torch.nn.init.zeros_(layer.weight)
-                torch.nn.init.zeros_(layer.bias)
-        torch.nn.init.zeros_(model.model.embed_positions.weight)
-        model.lm_head.weight.zero_()
-        for token, following in pairwise(ids):
-            model.lm_head.weight[following] = model.model.norm(model.model.embed_tokens.weight[token])
+    write_chain(model, ids)
     return model
 
 

@@ -2,20 +2,21 @@ import copy
 import functools
 import json
 import math
-import runpy
-import sys
+from functools import partial
 from pathlib import Path
 
 import accelerate
 import pytest
 import torch
 import transformers
+from example_scripts import run_in_process
 from model_fixtures import TINY, twins
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
 from scratch_gpt2.evaluation.perplexity import make_batches, perplexity, sliding_windows
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "perplexity.py"
+run_example = partial(run_in_process, EXAMPLE)
 TEXT = "The rat sat under the hat, and where the cat sat is where the mat is: on the hat of the rat.\n" * 3
 
 
@@ -363,17 +364,6 @@ def model_folder(pair, tiny_tokenizer, tmp_path_factory):
     pair[1].save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
     return folder
-
-
-def run_example(monkeypatch, capsys, *arguments):
-    """Exit code, stdout and stderr of the script."""
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *map(str, arguments)])
-    code = 0
-    try:
-        runpy.run_path(str(EXAMPLE), run_name="__main__")
-    except SystemExit as exit:
-        code = exit.code
-    return code, *capsys.readouterr()
 
 
 def test_example_prints_a_table_and_writes_json(pair, model_folder, tiny_tokenizer, tmp_path, monkeypatch, capsys):

@@ -7,14 +7,13 @@ import runpy
 import subprocess
 import sys
 import unicodedata
-from itertools import pairwise
 from pathlib import Path
 
 import peft
 import pytest
 import sacrebleu
 import torch
-from model_fixtures import TINY, fill, tiny_model, twins
+from model_fixtures import TINY, fill, tiny_model, twins, write_chain
 from transformers import GPT2LMHeadModel
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM, prediction
@@ -206,15 +205,7 @@ def chain_model(tokenizer, *tokens):
     """After each of `tokens` it writes the next: the embedding of one, normalized, is the head's row of the other."""
     ids = tokenizer.convert_tokens_to_ids(list(tokens))
     model = tiny_model(**SIZES | {"n_embd": 64}, tie_word_embeddings=False)
-    with torch.no_grad():
-        for block in model.model.layers:
-            for layer in (block.attn.out_proj, block.mlp.down_proj):
-                torch.nn.init.zeros_(layer.weight)
-                torch.nn.init.zeros_(layer.bias)
-        torch.nn.init.zeros_(model.model.embed_positions.weight)
-        model.lm_head.weight.zero_()
-        for token, following in pairwise(ids):
-            model.lm_head.weight[following] = model.model.norm(model.model.embed_tokens.weight[token])
+    write_chain(model, ids)
     return model
 
 

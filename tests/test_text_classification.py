@@ -1,15 +1,15 @@
 """Labelled text, from files of all kinds to a folder with three splits."""
 
 import json
-import runpy
-import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from example_scripts import run_in_process
 
 from scratch_gpt2.data.text_classification import (
     balance,
@@ -27,6 +27,7 @@ from scratch_gpt2.data.text_classification import (
 )
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "prepare_classification.py"
+run_example = partial(run_in_process, EXAMPLE)
 ROWS = [
     {"text": 'He said "hi, you"', "label": "ham"},
     {"text": '"Win £5 &amp; more', "label": "spam"},
@@ -338,17 +339,6 @@ def test_a_missing_or_damaged_folder(tmp_path):
     (folder / "report.json").write_text("[]")
     with pytest.raises(ValueError, match="is damaged"):
         load_prepared(folder)
-
-
-def run_example(monkeypatch, capsys, *arguments):
-    """Exit code, stdout and stderr of the script."""
-    monkeypatch.setattr(sys, "argv", [str(EXAMPLE), *map(str, arguments)])
-    code = 0
-    try:
-        runpy.run_path(str(EXAMPLE), run_name="__main__")
-    except SystemExit as exit:
-        code = exit.code
-    return code, *capsys.readouterr()
 
 
 def test_the_sms_collection(shared_data, tmp_path, monkeypatch, capsys):
