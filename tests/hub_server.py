@@ -1,9 +1,9 @@
-"""The Hugging Face Hub on loopback: as much of its HTTP API as huggingface_hub needs to create, push and pull models.
+"""The Hugging Face Hub on loopback: the part of its HTTP API that creates, pushes and pulls models.
 
     with LoopbackHub(tokens={"hf_alice": "alice"}) as hub:
         subprocess.run([...], env=os.environ | hub.environment("hf_alice", home=tmp_path))
 
-Large files go through Git LFS's batch API, as on the Hub without Xet. A commit is visible as a whole or not at all.
+Large files are uploaded through Git LFS's batch API, as to the Hub without Xet. A commit is atomic.
 """
 
 import base64
@@ -50,9 +50,9 @@ class Refused(Exception):
 
 
 class LoopbackHub:
-    """`tokens` are those that exist and whose they are. Inside `with`, the server runs in a thread.
+    """`tokens` maps each valid token to its user. Inside `with`, the server runs in a thread.
 
-    `requests` lists what was asked, `cut_after` makes uploads of larger files end after so many bytes.
+    `requests` lists the received requests. Uploads of more than `cut_after` bytes are cut off at that size.
     """
 
     def __init__(self, tokens: dict[str, str]):
@@ -74,7 +74,7 @@ class LoopbackHub:
         self.server.server_close()
 
     def environment(self, token: str | None, home: Path) -> dict[str, str]:
-        """Variables for a process that talks to this Hub, with caches of its own in `home`."""
+        """Environment variables for a process that uses this Hub, with its own caches in `home`."""
         variables = {"HF_ENDPOINT": self.url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
         variables |= {"HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "127.0.0.1"}
         return variables | ({"HF_TOKEN": token} if token else {"HF_TOKEN": ""})
@@ -106,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_PUT = do_GET
 
     def read_body(self) -> bytes | None:
-        """None where the connection was cut on purpose."""
+        """The body of the request; None if the connection was cut on purpose."""
         length, cut = int(self.headers.get("Content-Length", 0)), self.server.hub.cut_after
         if self.command == "PUT" and cut is not None and length > cut:
             self.rfile.read(cut)
@@ -138,7 +138,7 @@ class Handler(BaseHTTPRequestHandler):
         return self.server.hub.tokens.get(token)
 
     def open(self, repo: str, revision: str = "main", write: bool = False) -> tuple[Repository, Commit]:
-        """The Hub does not tell a stranger which private repositories there are: for them none exists."""
+        """As on the Hub, other users' private repositories do not exist for a user."""
         user, found = self.user(), self.server.hub.repositories.get(repo)
         owner = repo.split("/")[0]
         if found is None or (found.private and user != owner):

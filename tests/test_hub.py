@@ -1,4 +1,4 @@
-"""Push from one process, pull in another without the package, over the real client and a Hub on loopback."""
+"""Push from one process and pull in another without the package, with the real client and a Hub on loopback."""
 
 import importlib.util
 import json
@@ -87,7 +87,7 @@ def save(folder: Path, tokenizer, head: str = "ScratchGPT2ForCausalLM") -> Path:
     return folder
 
 
-def test_the_card_tells_what_was_run(tiny_tokenizer, tmp_path):
+def test_the_card_describes_the_run(tiny_tokenizer, tmp_path):
     card = model_card(save(tmp_path, tiny_tokenizer), "alice/cat", license="mit")
     assert card.data.to_dict() == {
         "base_model": "openai-community/gpt2",
@@ -155,7 +155,7 @@ def test_of_a_path_only_the_last_part_is_recorded(tmp_path):
     assert without_folder(given) == expected
 
 
-def test_a_folder_without_a_record_claims_nothing(tiny_tokenizer, tmp_path):
+def test_the_card_of_a_folder_without_a_record(tiny_tokenizer, tmp_path):
     folder = save(tmp_path, tiny_tokenizer)
     (folder / "run.json").unlink()
     card = model_card(folder, "alice/cat")
@@ -211,7 +211,7 @@ def test_what_cannot_be_pushed(tiny_tokenizer, tmp_path):
         files_to_push(tmp_path)
 
 
-def test_a_push_replaces_what_would_be_loaded_instead(client, tiny_tokenizer, tmp_path):
+def test_a_push_replaces_other_weights(client, tiny_tokenizer, tmp_path):
     folder = save(tmp_path / "model", tiny_tokenizer)
     first = push(folder, "cat", private=True)
     repository = client.repositories["alice/cat"]
@@ -244,7 +244,7 @@ def test_an_upload_cut_off_changes_nothing(client, tiny_tokenizer, tmp_path, mon
     assert after == (folder / "model.safetensors").read_bytes() != before.files["model.safetensors"]
 
 
-def test_strangers_cannot_push_and_are_told_in_one_sentence(client, tiny_tokenizer, tmp_path, monkeypatch):
+def test_other_users_cannot_push_and_get_one_sentence(client, tiny_tokenizer, tmp_path, monkeypatch):
     folder = save(tmp_path / "model", tiny_tokenizer)
     faults = {
         STRANGER: "the logged-in account has no write access",
@@ -312,7 +312,7 @@ def run_script(hub, tmp_path, script: str, *arguments, token=TOKEN) -> subproces
     )
 
 
-def test_the_script_checks_what_has_arrived(hub, tiny_tokenizer, tmp_path):
+def test_the_script_checks_the_pushed_model(hub, tiny_tokenizer, tmp_path):
     folder = save(tmp_path / "model", tiny_tokenizer)
     result = run_script(hub, tmp_path, "push_to_hub.py", "--folder", folder, "--repo_id", "cat", "--license", "mit")
     assert result.returncode == 0, result.stderr
@@ -418,7 +418,7 @@ def without_check(monkeypatch):
     monkeypatch.setattr("scratch_gpt2.training.trainer.check_pushed", lambda *arguments: 0.0)
 
 
-def test_pretraining_pushes_readable_cards_on_the_way(client, without_check, tmp_path, monkeypatch):
+def test_pretraining_pushes_cards_of_its_checkpoints(client, without_check, tmp_path, monkeypatch):
     folder = tmp_path / "run"
     options = ["--output_dir", folder, "--hub_model_id", "alice/gpt2", "--max_steps", 4, "--logging_steps", 1]
     options += ["--save_strategy", "steps", "--save_steps", 2, "--eval_steps", 2, "--sample_steps", 4]
@@ -498,14 +498,14 @@ def test_instruction_tuning_pushes_its_adapter(client, tiny_tokenizer, tmp_path)
 
 
 @pytest.mark.parametrize("script", ["pretrain", "classify", "sft"])
-def test_scripts_refuse_in_time_what_has_no_destination(client, tmp_path, monkeypatch, script):
+def test_scripts_refuse_a_push_without_destination_before_training(client, tmp_path, monkeypatch, script):
     options = ["--data", tmp_path / "data", "--model", tmp_path / "base", "--output_dir", tmp_path / "run"]
     with pytest.raises(ValueError, match=r"--push_to_hub has no destination: add --hub_model_id alice/NAME\."):
         train(monkeypatch, script, *options)
     assert client.repositories == {} and not (tmp_path / "run").exists()
 
 
-def test_an_adapter_on_a_local_base_is_refused_in_time(client, tiny_tokenizer, tmp_path, monkeypatch):
+def test_an_adapter_on_a_local_base_is_refused_before_training(client, tiny_tokenizer, tmp_path, monkeypatch):
     base = save(tmp_path / "base", tiny_tokenizer)
     options = ["--data", tmp_path / "rows.json", "--model", base, "--output_dir", tmp_path / "run", "--lora"]
     with pytest.raises(ValueError, match=r"The adapter's base model .*base is not on the Hub: push it first"):
@@ -521,7 +521,7 @@ def test_an_adapter_on_a_local_base_is_refused_in_time(client, tiny_tokenizer, t
         (TOKEN, "bob/run", r"hub_model_id is bob/run, but alice is logged in and can push to alice/NAME only"),
     ],
 )
-def test_who_may_push_is_known_in_time(client, tmp_path, monkeypatch, token, destination, message):
+def test_access_is_checked_before_training(client, tmp_path, monkeypatch, token, destination, message):
     monkeypatch.setenv("HF_TOKEN", token)
     args = TrainingArguments(str(tmp_path / "run"), push_to_hub=True, hub_model_id=destination, use_cpu=True)
     with pytest.raises((ValueError, ConnectionError), match=message):

@@ -1,4 +1,4 @@
-"""What `python -m build` puts into the wheel and into the sdist."""
+"""The contents of the wheel and the sdist that `python -m build` makes."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory) -> tuple[set[str], set[str]]:
-    """Names in the wheel, and in the sdist below its folder."""
+    """Names of the files in the wheel, and of those in the folder of the sdist."""
     pytest.importorskip("build", reason="needs pip install build")
     source, output = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     listed = subprocess.run(
@@ -35,7 +35,7 @@ def built(tmp_path_factory) -> tuple[set[str], set[str]]:
     return set(zipfile.ZipFile(wheel).namelist()), inside
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(built):
+def test_the_wheel_contains_only_the_package(built):
     wheel, _ = built
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "scratch_gpt2").rglob("*.py")}
     outside = {name for name in wheel if ".dist-info/" not in name}
@@ -48,7 +48,7 @@ def test_the_sdist_can_be_built_again(built):
     assert "scratch_gpt2/py.typed" in sdist
 
 
-def test_the_version_stands_in_one_place():
+def test_the_version_is_defined_in_one_place():
     files = [*ROOT.glob("*.toml"), ROOT / "setup.cfg", *(ROOT / "scratch_gpt2").rglob("*.py")]
     assert [file.name for file in files if f'"{scratch_gpt2.__version__}"' in file.read_text()] == ["__init__.py"]
     assert "version = attr: scratch_gpt2.__version__" in (ROOT / "setup.cfg").read_text()
