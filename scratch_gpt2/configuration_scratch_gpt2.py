@@ -1,4 +1,4 @@
-"""Everything that decides the shape and behaviour of a GPT-2, under the names that GPT-2 itself uses."""
+"""Configuration of the model: its sizes and options, under the names that GPT-2 itself uses."""
 
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
@@ -24,7 +24,7 @@ AUTO_MAP = {
     "AutoModelForQuestionAnswering": "heads_scratch_gpt2.ScratchGPT2ForQuestionAnswering",
 }
 
-# Beyond any GPT-2, and what a computer can still count: each costs memory before a weight is read.
+# Far beyond any GPT-2. Larger values would take memory before a weight is read.
 MAX_BLOCKS, MAX_LABELS = 1_000, 100_000
 
 

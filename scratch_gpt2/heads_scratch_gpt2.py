@@ -1,4 +1,5 @@
-"""The heads of GPT-2 beside the language model: labels for texts and tokens, answers, and multiple choice."""
+"""The heads of GPT-2 other than the language model: sequence and token classification, question answering, and
+multiple choice."""
 
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from .modeling_scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2Model, Scr
 
 
 class ScratchGPT2ForSequenceClassification(ScratchGPT2PreTrainedModel):
-    """A label for the whole text, read off its last token, the only one that has seen all of it (GPT, section 3.2)."""
+    """Classification of a text from its last token, the only one that attends to all of it (GPT, section 3.2)."""
 
     def __init__(self, config: ScratchGPT2Config):
         super().__init__(config)
@@ -90,12 +91,12 @@ class ScratchGPT2ForSequenceClassification(ScratchGPT2PreTrainedModel):
             logits, labels = logits.view(-1), labels.float()
         if num_items_in_batch is None:
             return loss_of(logits, labels)
-        # Trainer counts the labels of a whole accumulation step, so that splitting it changes nothing.
+        # Trainer counts the labels of a whole accumulation step, so that the loss does not depend on the split.
         return loss_of(logits, labels, reduction="sum") / num_items_in_batch
 
 
 class ScratchGPT2ForTokenClassification(ScratchGPT2PreTrainedModel):
-    """A label for every token, such as the kind of name it belongs to."""
+    """Classification of every token, as in named-entity recognition."""
 
     def __init__(self, config: ScratchGPT2Config):
         super().__init__(config)
@@ -117,7 +118,7 @@ class ScratchGPT2ForTokenClassification(ScratchGPT2PreTrainedModel):
 
 
 class ScratchGPT2ForQuestionAnswering(ScratchGPT2PreTrainedModel):
-    """Where in the text the answer starts and ends."""
+    """Extractive question answering: start and end of the answer in the text."""
 
     def __init__(self, config: ScratchGPT2Config):
         super().__init__(config)

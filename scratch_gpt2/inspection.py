@@ -11,11 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from .modeling_scratch_gpt2 import ScratchGPT2ForCausalLM, eager_attention_forward
 from .prediction import evaluation_mode
-from .tokenization import check_text
+from .tokenization import BYTE_OF_CHARACTER, check_text
 
 # Integrated gradients: parts at the start, points in each, by how much (nats) a part's gradients may miss the
 # difference of the log odds between its ends, and the number of points after which that no longer counts.
@@ -25,8 +24,6 @@ TOLERANCE = 0.002
 MAX_POINTS = 512
 TOKENS_AT_ONCE = 1024
 LOGITS_AT_ONCE = 128  # positions whose logits are in memory together: 26 MB with GPT-2's vocabulary
-
-BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 def token_attributions(
@@ -302,6 +299,6 @@ def show_token(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
     text = tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
     if "\ufffd" in text:
         spelled = tokenizer.convert_ids_to_tokens(token_id)
-        text = "<" + " ".join(f"{BYTE_OF[character]:02x}" for character in spelled) + ">"
+        text = "<" + " ".join(f"{BYTE_OF_CHARACTER[character]:02x}" for character in spelled) + ">"
     signs = {" ": "\u00b7", "\n": "\u21b5", "\t": "\u21e5"}
     return "".join(signs.get(c, c if c.isprintable() else f"<{ord(c):02x}>") for c in text)

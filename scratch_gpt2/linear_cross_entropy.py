@@ -105,7 +105,7 @@ def only_multiplies(layer: nn.Module) -> bool:
 
 
 class _LinearCrossEntropySum(torch.autograd.Function):
-    """Sum of the losses. The gradients of the sum are computed on the way forward, while a chunk's logits exist."""
+    """Sum of the losses. Its gradients are computed in the forward pass, while the logits of a chunk exist."""
 
     @staticmethod
     def forward(ctx, rows, weight, targets, ignore_index, compute_dtype, grad_enabled):
@@ -159,22 +159,22 @@ class _LinearCrossEntropySum(torch.autograd.Function):
 
 
 def _padded_logits(inputs, weight):
-    """`inputs @ weight.T` (n, V) in rows of P numbers: V rounded up to a multiple of 8, the rest with probability 0.
+    """`inputs @ weight.T` (n, V), padded to (n, P) with logits of probability 0: P is V rounded up to a multiple of 8.
 
-    Written to rows of 50257 numbers, of which most begin within a vector, the product takes half as long again.
+    Most rows of 50257 numbers are not aligned to a vector register, and writing them takes 1.5 times as long.
     """
     vocab_size = weight.shape[0]
     logits = inputs.new_full((inputs.shape[0], -(-vocab_size // 8) * 8), -math.inf)
-    logits[:, :vocab_size].addmm_(inputs, weight.T, beta=0)  # 0: what was there before is not read
+    logits[:, :vocab_size].addmm_(inputs, weight.T, beta=0)  # 0: the old contents are not read
     return logits
 
 
 def _logits_gradient(log_probs, targets, ignore_index):
-    """softmax - onehot, written over `log_probs` (n, P): a second tensor of that size would double the peak."""
+    """softmax - onehot, in place of `log_probs` (n, P): a second tensor of that size would double the peak memory."""
     gradient = log_probs.exp_()
     labelled = targets != ignore_index
     columns = torch.where(labelled, targets, 0).unsqueeze(-1)  # (n, 1)
     gradient.scatter_add_(1, columns, gradient.new_full(columns.shape, -1.0))
-    if torch.compiler.is_compiling():  # elsewhere every row that comes here has a label
+    if torch.compiler.is_compiling():  # otherwise every row here has a label
         gradient *= labelled.unsqueeze(-1)
     return gradient

@@ -1,4 +1,4 @@
-"""GPT-2, from the attention of a single head to the language model and its other heads. Read it from top to bottom.
+"""GPT-2, from the attention of a single head to the language model. Read it from top to bottom.
 
 A GPT-2 turns token ids into one vector per position, lets every block add to these vectors, and reads the next token
 off the last one:
@@ -11,7 +11,7 @@ off the last one:
 
 Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2), section 2.3;
 Radford et al. 2018 (GPT), section 3; Vaswani et al. 2017, "Attention Is All You Need", section 3.2.
-`reference.py` in the project's repository says the same in plain tensor arithmetic.
+`reference.py` in the project's repository computes the same in plain tensor arithmetic.
 
 Letters in shapes: B rows, T positions, S positions including the cached ones, C = n_embd, H = n_head,
 D = C / H, V = vocab_size.
@@ -51,10 +51,10 @@ NOT_IMPLEMENTED = ("encoder_hidden_states", "encoder_attention_mask", "head_mask
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1), as the formula reads.
+    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1), written like the formula.
 
     Every query scores every key, the softmax turns the scores into weights, and the output is the weighted mean of the
-    values. `attention_mask` (B, 1, T, S) is 0 where a query may look and hugely negative where it may not. The
+    values. `attention_mask` (B, 1, T, S) is 0 where a query may attend and a large negative number elsewhere. The
     library's faster functions (sdpa, flash, flex) take the same arguments.
     """
     scores = query @ key.transpose(-1, -2) * scaling  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
@@ -112,13 +112,13 @@ class ScratchGPT2Attention(nn.Module):
 
 
 class ScratchGPT2MLP(nn.Module):
-    """Position-wise feed-forward network: widen, bend, narrow."""
+    """Position-wise feed-forward network: a wider layer, a nonlinearity, and back to the width of the stream."""
 
     def __init__(self, config: ScratchGPT2Config):
         super().__init__()
         self.up_proj = nn.Linear(config.n_embd, config.inner_width)
         # OpenAI's weights were trained with GELU's tanh approximation (Hendrycks & Gimpel 2016). The library's
-        # "gelu_new" spells it out in many small operations; "gelu_pytorch_tanh" is the same function in one.
+        # "gelu_new" computes it in many small operations; "gelu_pytorch_tanh" is the same function in one kernel.
         fused = "gelu_pytorch_tanh" if config.activation_function == "gelu_new" else config.activation_function
         self.act = ACT2FN[fused]
         self.down_proj = nn.Linear(config.inner_width, config.n_embd)
@@ -131,7 +131,7 @@ class ScratchGPT2MLP(nn.Module):
 
 
 class ScratchGPT2Block(GradientCheckpointingLayer):
-    """One block. GPT-2 normalises the input of each sub-layer and leaves the running sum itself alone."""
+    """One block. GPT-2 normalizes the input of each sub-layer, not the residual stream itself."""
 
     def __init__(self, config: ScratchGPT2Config, layer_idx: int):
         super().__init__()
@@ -152,7 +152,7 @@ class ScratchGPT2Block(GradientCheckpointingLayer):
 
 
 class ScratchGPT2PreTrainedModel(PreTrainedModel):
-    """What the network and its heads share: initialisation, loading, and what the library may do with them."""
+    """Base class of the network and its heads: initialization, loading, and the features that the library supports."""
 
     config: ScratchGPT2Config
     base_model_prefix = "model"
@@ -168,7 +168,7 @@ class ScratchGPT2PreTrainedModel(PreTrainedModel):
         """Normal(0, initializer_range), zero biases; and "we scale the weights of residual layers at initialization
         by a factor of 1/sqrt(N) where N is the number of residual layers" (GPT-2, section 2.3), two in each block."""
         super()._init_weights(module)
-        if getattr(module, "joins_residual", False):  # the library passes by modules without weights of their own
+        if getattr(module, "joins_residual", False):  # the library skips modules without parameters
             init.normal_(module.weight, std=self.config.initializer_range / math.sqrt(2 * self.config.n_layer))
 
     @classmethod
@@ -251,12 +251,12 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
     ) -> BaseModelOutputWithPast:
         """Args:
             input_ids: (B, T) token ids.
-            attention_mask: (B, S) with 1 for tokens to look at and 0 for padding, on either side; S counts cached
-                positions too. Or a finished (B, 1, T, S) mask.
-            position_ids: (B, T). Left out, they count the tokens that `attention_mask` shows, so padding on the left
-                changes nothing. Documents packed into one row are kept apart when `position_ids` restart at 0 with
-                each and no `attention_mask` is given; a mask, even of ones, says that the row is one document.
-            past_key_values: keys and values of earlier positions, to continue after them.
+            attention_mask: (B, S) with 1 for tokens and 0 for padding, on either side; S includes the cached
+                positions. Or a complete (B, 1, T, S) mask.
+            position_ids: (B, T). By default they count the tokens that `attention_mask` shows, so left padding
+                changes nothing. Documents packed into one row do not attend to each other when `position_ids` restart
+                at 0 with each of them and there is no `attention_mask`. With a mask, the row is one document.
+            past_key_values: keys and values of earlier positions.
             inputs_embeds: (B, T, C) instead of `input_ids`.
             token_type_ids: (B, T); the token embedding of each is added.
             use_cache: return `past_key_values`; by default `config.use_cache`, but not in training.
@@ -283,7 +283,7 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
         self.check_length(inputs_embeds, past_length, packed_positions)
         check_mask(attention_mask, inputs_embeds, past_length, past_key_values)
 
-        # The mask comes before a cache of our own: an empty cache would hide from it that a row is packed.
+        # Make the mask before a cache: with one, even empty, the library does not look for packed documents.
         causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, packed_positions)
         if position_ids is None:
             position_ids = count_positions(inputs_embeds, attention_mask, past_length)  # (1 or B, T)
@@ -358,7 +358,7 @@ def count_positions(inputs_embeds, attention_mask, past_length):
 
 
 def look_up(embedding: nn.Embedding, ids: torch.LongTensor, meaning: str) -> torch.Tensor:
-    """Rows `ids` of an embedding, with a sentence where PyTorch on a CPU says "index out of range in self"."""
+    """Rows `ids` of an embedding, with a better error than PyTorch's "index out of range in self" on a CPU."""
     try:
         return embedding(ids)
     except IndexError:
@@ -369,8 +369,7 @@ def look_up(embedding: nn.Embedding, ids: torch.LongTensor, meaning: str) -> tor
 
 
 class ScratchGPT2ForCausalLM(ScratchGPT2PreTrainedModel, GenerationMixin):
-    """The language model. The output layer is the token embedding itself (Press & Wolf 2017): what a token looks like
-    when read is what the network has to produce to say it."""
+    """The language model. Its output layer shares the weight of the token embedding (Press & Wolf 2017)."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}

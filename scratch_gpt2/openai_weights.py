@@ -1,7 +1,8 @@
-"""GPT-2 weights of other origin, read and written: the one place that knows OpenAI's names for them.
+"""Reading and writing GPT-2 weights in other formats: the only module that knows OpenAI's names for the tensors.
 
-Reads transformers' GPT-2 repositories and folders, OpenAI's own TensorFlow folders and nanoGPT's `ckpt.pt`; whatever
-the format, a reader yields GPT-2's names and layout, and `KEYS` translates. `export_gpt2` goes the other way.
+It reads transformers' GPT-2 repositories and folders, OpenAI's TensorFlow folders and nanoGPT's `ckpt.pt`. For each
+format, a reader yields tensors with GPT-2's names and layout, and `KEYS` translates them. `export_gpt2` does the
+reverse.
 """
 
 import copy
@@ -30,8 +31,8 @@ from .checkpoint_files import (
 )
 from .configuration_scratch_gpt2 import ScratchGPT2Config
 
-# How GPT-2 stores a tensor, compared with nn.Linear here. Its Conv1D keeps weights as (in, out), nn.Linear as
-# (out, in); the weights of q, k and v lie side by side in one (in, 3 * out), their biases in one (3 * out).
+# How GPT-2 stores a tensor, compared with nn.Linear here. Its Conv1D stores weights as (in, out), nn.Linear as
+# (out, in). The weights of q, k and v are concatenated to (in, 3 * out), their biases to (3 * out).
 SAME, TRANSPOSED, FUSED, DROPPED = "same", "transposed", "q, k and v fused, then transposed", "ignored"
 
 # GPT-2's name (without the prefix "transformer." that its heads put before the network's), the name here, the layout.
@@ -86,11 +87,11 @@ Shapes = dict[str, torch.Size]
 def read_checkpoint(model_class: type[PreTrainedModel], name_or_path, kwargs: dict):
     """Read a GPT-2 checkpoint that `is_foreign_checkpoint` recognises, for `model_class.from_pretrained`.
 
-    `kwargs` are those of `from_pretrained`: configuration fields override the checkpoint's, a `config` replaces it, a
-    `dtype` converts tensor by tensor, so that the original never stands in memory as a whole.
+    `kwargs` are those of `from_pretrained`: configuration fields override the checkpoint's, `config` replaces them,
+    and `dtype` converts tensor by tensor, so that the original is never in memory as a whole.
 
-    A vocabulary that nanoGPT padded from 50257 to 50304 is cut back (the added rows stand for no token, and sampling
-    could choose one) unless `vocab_size=50304` is given.
+    A vocabulary that nanoGPT padded from 50257 to 50304 is truncated to 50257, because the added rows belong to no
+    token and sampling could choose one. `vocab_size=50304` keeps them.
 
     Returns the ScratchGPT2Config, the state dict under the names used here, and the remaining kwargs. A head that the
     checkpoint lacks is left out of the state dict.
@@ -131,12 +132,12 @@ def read_checkpoint(model_class: type[PreTrainedModel], name_or_path, kwargs: di
 
 
 def export_gpt2(model: PreTrainedModel, folder: str | os.PathLike) -> None:
-    """Write `model` as the transformers GPT-2 that it equals, for whatever reads GPT-2: transformers, vLLM, llama.cpp.
+    """Write `model` as an equivalent transformers GPT-2, which transformers, vLLM and llama.cpp read.
 
-    Files of the same names in `folder` are replaced, each in one step and `config.json` last. The tokenizer is saved
-    by its own `save_pretrained`.
+    Files with the same names in `folder` are replaced atomically, `config.json` last. Save the tokenizer with its own
+    `save_pretrained`.
 
-    Raises ValueError for a model that is not one of this package, or not only that (adapters, quantized layers).
+    Raises ValueError for a model of another package, and for a model with adapters or quantized layers.
     """
     architecture = ARCHITECTURES.get(type(model).__name__)
     if architecture is None:
@@ -191,9 +192,9 @@ def to_own_state_dict(
 ) -> dict[str, torch.Tensor]:
     """Translate tensor by tensor, and check every name and shape against `shapes`, those of the model to be loaded.
 
-    Heads that the model does not have stay in the state dict, for the library to report, all but `lm_head`: that is
-    the token embedding once more. `dtype` None keeps each tensor's own. With `keep`, a tensor that needs no change is
-    taken as it is; all others are copied.
+    Heads that the model does not have stay in the state dict for the library to report, except `lm_head`, which
+    duplicates the token embedding. A `dtype` of `None` keeps each tensor's own. With `keep`, a tensor that needs no
+    change is used as it is; all others are copied.
     """
     state_dict = {}
     for gpt2_name, tensor in tensors:
@@ -221,8 +222,8 @@ def to_own_state_dict(
             continue
         parts = tensor.chunk(3, dim=-1) if layout == FUSED else [tensor]
         for own_name, part in zip(own_names, parts, strict=True):
-            # A copy, so that nothing keeps the file or the fused tensor in memory, and without a temporary one, which
-            # would leave a hole. Transposing leaves a bias as it is.
+            # A copy, so that nothing keeps the file or the fused tensor in memory, and made directly, because a
+            # temporary tensor would fragment the memory. Transposing does not change a bias.
             part = part if layout == SAME else part.t()
             state_dict[own_name] = torch.empty(part.shape, dtype=dtype or part.dtype, device=part.device).copy_(part)
     return state_dict
@@ -301,13 +302,13 @@ def make_config(fields: dict, kwargs: dict, origin: str) -> tuple[ScratchGPT2Con
 
 
 def special_tokens(vocab_size: int) -> dict[str, int | None]:
-    """GPT-2's end-of-text token, for formats that do not say; a small vocabulary of letters has none."""
+    """GPT-2's end-of-text token, for formats that do not store it; a small vocabulary of characters has none."""
     end_of_text = OPENAI_VOCABULARY - 1 if vocab_size >= OPENAI_VOCABULARY else None
     return {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
 
 
 def target_dtype(dtype, config: ScratchGPT2Config) -> torch.dtype | None:
-    """What the library will make of `dtype`; None where that depends on the tensors."""
+    """The dtype that the library will use for `dtype`; `None` if it depends on the tensors."""
     dtype = config.dtype if dtype == "auto" else dtype
     dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     return dtype if isinstance(dtype, torch.dtype) else None
@@ -340,10 +341,10 @@ def read_tensors(file: str) -> Tensors:
         yield from load_pickle(file).items()
         return
     with reading(file), safe_open(file, framework="pt") as tensors:
-        # The largest first: while it is copied it is in memory twice.
+        # The largest first, because it is in memory twice while it is copied.
         names = sorted(tensors.keys(), key=lambda name: not name.endswith("wte.weight"))
     for name in names:
-        # A memory map for each tensor: what has been read of a map counts as used memory until the map is closed.
+        # One memory map per tensor, because pages that have been read count as used memory until the map is closed.
         with reading(file), safe_open(file, framework="pt") as tensors:
             yield name, tensors.get_tensor(name)
 
@@ -352,11 +353,11 @@ def read_generation_config(name: str, lookup: dict) -> GenerationConfig | None:
     try:
         return GenerationConfig.from_pretrained(name, **lookup)
     except OSError:
-        return None  # old repositories have none; the library makes one from the configuration
+        return None  # old repositories have none; the library derives one from the configuration
 
 
 def read_tensorflow(folder: str):
-    """Configuration and tensors of a folder of OpenAI's (https://github.com/openai/gpt-2, download_model.py)."""
+    """Configuration and tensors of an OpenAI folder (https://github.com/openai/gpt-2, download_model.py)."""
     try:
         import tensorflow as tf
     except ImportError as error:
@@ -398,7 +399,7 @@ def read_nanogpt(file: str, vocab_size: int):
     with reading(file):
         fields = {name: args.pop(nanogpt_name) for nanogpt_name, name in NANOGPT_FIELDS.items()}
     if args:
-        raise ValueError(f"{file}: {', '.join(sorted(args))} in model_args is no option of nanoGPT's own GPT.")
+        raise ValueError(f"{file}: {', '.join(sorted(args))} in model_args is not an option of nanoGPT's GPT.")
     fields |= {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
     fields["activation_function"] = "gelu"  # nanoGPT's nn.GELU() is the exact one, not OpenAI's approximation
     padded = fields["vocab_size"] == NANOGPT_VOCABULARY

@@ -1,8 +1,8 @@
 """GPT-2's byte-level BPE: loaded, rebuilt from tiktoken or trained, always with the one chat template inside.
 
-`<|endoftext|>` ends documents and chat turns and also pads: padding is told apart by length, never by id.
-Wherever these characters stand in a text, a tokenizer reads them as that one token. For text from strangers,
-`tokenizer(text, split_special_tokens=True)` reads them as plain characters; the chat template refuses them.
+`<|endoftext|>` ends documents and chat turns and is also the padding token: padding is recognized by length, never by
+id. A tokenizer encodes these characters as that one token wherever they occur in a text. For untrusted text,
+`tokenizer(text, split_special_tokens=True)` encodes them as plain characters; the chat template refuses them.
 """
 
 import json
@@ -18,12 +18,15 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from .checkpoint_files import pin_revision
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_CONTEXT = 1024
+# A byte-level BPE spells each byte as one printable character.
+BYTE_OF_CHARACTER = {character: byte for byte, character in bytes_to_unicode().items()}
 
 # Alpaca's wording (https://github.com/tatsu-lab/stanford_alpaca). A system turn replaces the first sentence.
 # Contents are trimmed: a reply that began with white space would merge with the line break before it, and the
@@ -81,8 +84,8 @@ def load_tokenizer(name_or_folder: str | os.PathLike) -> PreTrainedTokenizerFast
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE with GPT-2's splitting rule; 256 bytes first, `<|endoftext|>` last, as in GPT-2.
 
-    The vocabulary stays below `vocab_size` where the texts hold too few different words: ask
-    `len(tokenizer)`. The result depends on the texts alone.
+    The vocabulary is smaller than `vocab_size` where the texts contain too few distinct words; see `len(tokenizer)`.
+    The result depends on the texts alone.
 
     Raises ValueError for a vocab_size below 257 or a text that `check_text` refuses.
     """
@@ -104,8 +107,8 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def check_text(text: str) -> str:
     """Return the text, or raise ValueError where half a surrogate pair makes it impossible to encode.
 
-    Such strings come from broken JSON and from bytes that were not UTF-8. A tokenizer only complains
-    about the type of its arguments.
+    Such strings come from broken JSON and from bytes that were not UTF-8. A tokenizer reports only that its argument
+    has the wrong type.
     """
     try:
         text.encode()
@@ -144,13 +147,6 @@ def _halves(token: bytes, ranks: dict[bytes, int]) -> tuple[bytes, bytes]:
     return parts[0], parts[1]
 
 
-def _byte_to_character() -> dict[int, str]:
-    """OpenAI's table: a visible byte stands for itself, the other 68 for the characters from 256 on."""
-    visible = {byte: chr(byte) for byte in range(256) if chr(byte).isprintable() and chr(byte) != " "}
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return visible | {byte: chr(256 + n) for n, byte in enumerate(hidden)}
-
-
 def _from_tiktoken(name: str) -> PreTrainedTokenizerFast:
     if name != "tiktoken:gpt2":
         raise ValueError(f"Tokenizer {name!r} is not GPT-2's; use 'tiktoken:gpt2'.")
@@ -159,12 +155,12 @@ def _from_tiktoken(name: str) -> PreTrainedTokenizerFast:
     except OSError as error:
         raise FileNotFoundError(
             "tiktoken could not download GPT-2's vocabulary; set TIKTOKEN_CACHE_DIR to a folder in which "
-            "tiktoken has kept it before, or give a folder with encoder.json and vocab.bpe."
+            "tiktoken has cached it, or give a folder with encoder.json and vocab.bpe."
         ) from error
-    table = _byte_to_character()
+    characters = bytes_to_unicode()
 
     def spell(token: bytes) -> str:
-        return "".join(table[byte] for byte in token)
+        return "".join(characters[byte] for byte in token)
 
     vocab = {spell(token): rank for token, rank in ranks.items()}
     vocab[END_OF_TEXT] = len(vocab)
@@ -197,9 +193,9 @@ def _from_hub(name: str) -> PreTrainedTokenizerFast:
         return AutoTokenizer.from_pretrained(name, **pin_revision(name, {}))
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
-            f"Tokenizer {name!r} is not a folder here and could not be had from the Hugging Face Hub; give a "
+            f"Tokenizer {name!r} is not a local folder and could not be downloaded from the Hugging Face Hub; give a "
             "folder with tokenizer.json or with vocab.json and merges.txt, or 'tiktoken:gpt2' with "
-            "TIKTOKEN_CACHE_DIR set to a folder in which tiktoken has kept GPT-2's vocabulary."
+            "TIKTOKEN_CACHE_DIR set to a folder in which tiktoken has cached GPT-2's vocabulary."
         ) from error
 
 

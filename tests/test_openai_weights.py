@@ -1,4 +1,4 @@
-"""Checkpoints of other origin, against transformers' GPT-2 with random weights, in every format and for every head."""
+"""Checkpoints in other formats against transformers' GPT-2 with random weights, for every head."""
 
 import json
 import os
@@ -481,7 +481,7 @@ def test_nanogpt_with_padded_vocabulary(tmp_path):
         ({"model": {}}, "{} is not a checkpoint of nanoGPT, which holds 'model' and 'model_args'."),
         (
             nanogpt_checkpoint(random_gpt2(), use_rmsnorm=True),
-            "{}: use_rmsnorm in model_args is no option of nanoGPT's own GPT.",
+            "{}: use_rmsnorm in model_args is not an option of nanoGPT's GPT.",
         ),
     ],
 )

@@ -275,7 +275,7 @@ def test_bad_training_arguments():
 
 @pytest.mark.parametrize("name", ["openai-community/gpt2", "./absent", ""])
 def test_offline_hub_id_names_the_local_alternatives(name):
-    with pytest.raises(FileNotFoundError, match=f"'{name}' is not a folder here.*'tiktoken:gpt2'"):
+    with pytest.raises(FileNotFoundError, match=f"'{name}' is not a local folder.*'tiktoken:gpt2'"):
         load_tokenizer(name)
 
 

@@ -11,10 +11,9 @@ import tiktoken
 from tiktoken_ext import openai_public
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ..hardware import usable_cores
-from ..tokenization import END_OF_TEXT, merges_from_ranks
+from ..tokenization import BYTE_OF_CHARACTER, END_OF_TEXT, merges_from_ranks
 
 # Pieces of text are tokenized in batches of about this many characters, with two batches per core in flight.
 BATCH_CHARACTERS = 2**20
@@ -129,7 +128,7 @@ def tiktoken_encoding(tokenizer: PreTrainedTokenizerBase) -> tiktoken.Encoding |
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     if not is_built_like_gpt2(state):
         return None
-    byte_of = {character: chr(byte) for byte, character in bytes_to_unicode().items()}
+    byte_of = {character: chr(byte) for character, byte in BYTE_OF_CHARACTER.items()}
     table = str.maketrans(byte_of)
 
     def spelled(token: str) -> bytes:
