@@ -1,0 +1,63 @@
+"""examples/generate.py in a process of its own: consoles that lack a character, several processes, other models."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import transformers
+from model_fixtures import fill, tiny_model
+
+EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "generate.py"
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(vocab_size=290, n_positions=64).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+def generate(*arguments, launcher=(), text=None, **environment):
+    """The finished process, whose output is bytes."""
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | environment
+    command = [sys.executable, *launcher, EXAMPLE, "--max_new_tokens", "2", *arguments]
+    return subprocess.run(list(map(str, command)), env=environment, input=text, capture_output=True, timeout=300)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_characters_that_the_console_lacks_do_not_end_the_run(folder, encoding):
+    done = generate("--model", folder, "--prompt", "cat → mat", PYTHONIOENCODING=encoding)
+    assert done.returncode == 0, done.stderr
+    arrow = "→" if encoding == "utf-8" else "?"
+    assert done.stdout.decode(encoding).startswith(f"cat {arrow} mat")
+
+
+def test_the_byte_order_mark_of_standard_input_is_not_text(folder):
+    done = generate("--model", folder, "--prompt", "-", text="\ufeffcat\n".encode(), PYTHONIOENCODING="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(b"cat") and not done.stdout.startswith(b"cat\n")
+
+
+def test_several_processes_write_once(folder):
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    done = generate("--model", folder, "--prompt", "The hat", launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(b"The hat") == 1
+
+
+def test_adapters_and_other_architectures(folder, tiny_tokenizer, tmp_path):
+    base = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    adapted = peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", r=2))
+    fill(adapted).save_pretrained(tmp_path / "adapter")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 48}
+    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=290, **sizes))
+    llama.save_pretrained(tmp_path / "llama")
+    tiny_tokenizer.save_pretrained(tmp_path / "llama")
+    for name in ("adapter", "llama"):
+        done = generate("--model", tmp_path / name, "--prompt", "cat", "--greedy")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(b"cat")
