@@ -4,6 +4,9 @@ import bz2
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -457,6 +460,41 @@ def test_script_goes_on_where_it_was_stopped(model_folder, tiny_tokenizer, tmp_p
         assert errors.strip().splitlines()[-1].startswith("error: ")
 
 
+def test_several_processes_score_each_example_once(model_folder, tmp_path):
+    """torchrun starts the script twice; the file has a line for the settings and one for each example."""
+    data, results = write_rows(tmp_path / "rows.jsonl", ROWS * 4), tmp_path / "results.jsonl"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", EXAMPLE]
+    command += ["--model", model_folder, "--data", data, "--results", results]
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("HellaSwag by lm-eval's protocol, 12 examples") == 1
+    assert len(results.read_text().splitlines()) == 13
+
+
+def test_script_replaces_nothing_without_being_told(model_folder, tmp_path, monkeypatch, capsys):
+    data = write_rows(tmp_path / "rows.jsonl", ROWS)
+    content = data.read_bytes()
+    options = ("--model", model_folder, "--data", data)
+    for name in ("--json", "--results"):
+        code, _, errors = run_example(monkeypatch, capsys, *options, name, data, "--overwrite")
+        assert code == 1 and "rows.jsonl is an input of this command and would be replaced" in errors
+    same = tmp_path / "same.json"
+    code, _, errors = run_example(monkeypatch, capsys, *options, "--results", same, "--json", same)
+    assert code == 1 and "same.json is an input of this command and would be replaced" in errors
+    same.write_text("mine")
+    code, _, errors = run_example(monkeypatch, capsys, *options, "--json", same)
+    assert code == 1 and "same.json exists; choose another name, or add --overwrite to replace it." in errors
+    assert (data.read_bytes(), same.read_text()) == (content, "mine")
+
+
+def test_a_single_example_has_no_standard_error_in_json(model_folder, tmp_path, monkeypatch, capsys):
+    data, report = write_rows(tmp_path / "rows.jsonl", ROWS[:1]), tmp_path / "new" / "report.json"
+    code, _, errors = run_example(monkeypatch, capsys, "--model", model_folder, "--data", data, "--json", report)
+    assert code == 0, errors
+    assert json.loads(report.read_text(), parse_constant=pytest.fail)["standard_error"] is None
+
+
 def test_script_refuses_weights_that_have_changed_and_other_records(
     model_folder, tiny_tokenizer, tmp_path, monkeypatch, capsys
 ):
@@ -469,7 +507,7 @@ def test_script_refuses_weights_that_have_changed_and_other_records(
     header, *lines = results.read_text().splitlines()
     results.write_text("\n".join([header, lines[0].replace('"number"', '"row"')]) + "\n")
     code, _, errors = run_example(monkeypatch, capsys, *options)
-    assert code == 1 and "holds other records than HellaSwag's; choose another file" in errors
+    assert code == 1 and "contains records that are not HellaSwag's; choose another file" in errors
     with torch.no_grad():
         model.model.norm.bias[0] += 1e-3
     model.save_pretrained(tmp_path / "model")

@@ -411,7 +411,9 @@ def test_progress_file(tmp_path):
         assert file.read_text() == '{"a": 1}\n'
     for text in ("[1]\n", '{"a": 1}\nno JSON\n', '{"a": 1}\n\xff\n'):
         file.write_bytes(text.encode("latin-1"))
-        with pytest.raises(ValueError, match="is not a file that a stopped run left; choose another or delete it"):
+        with pytest.raises(
+            ValueError, match="is not the progress file of a stopped run; choose another file or delete this one"
+        ):
             ProgressFile(file, {"a": 1})
         assert file.read_bytes() == text.encode("latin-1")
 

@@ -1,15 +1,16 @@
 """Log-likelihoods of several continuations of one context, which is computed once.
 
-A row holds the context and behind it its continuations, side by side. The positions of each go on from the context's,
-and a mask hides the others from it, so that it is computed as if it stood there alone. The last token of each is only
-predicted and not in the row; the first ones are all predicted by the context's last token.
+A row holds the context, followed by its continuations side by side. The positions of each continuation follow those
+of the context, and a mask hides the others from it, so the result is that of the continuation alone. The last token
+of each continuation is only predicted and is not part of the row; the first tokens are all predicted by the last
+token of the context.
 
     row            c0 c1 c2 c3   a0 a1 a2   b0 b1    continuations a0 to a3 and b0 to b2
     position        0  1  2  3    4  5  6    4  5
     logits at               c3   a0 a1 a2   b0 b1
 
-Models that are not attention over the whole text throughout, and texts longer than the model's positions, are
-computed with a row for each continuation.
+Models that are not full attention throughout, and texts longer than the model's positions, are computed with one row
+per continuation.
 """
 
 import inspect
@@ -20,6 +21,9 @@ import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from ..prediction import evaluation_mode
+from .models import input_device
+
 CONTEXT, PADDING = 0, -1  # segments of a row; the continuations are 1, 2, 3, ...
 
 Choices = tuple[list[int], list[list[int]]]  # token ids of a context and of each of its continuations
@@ -28,10 +32,10 @@ Choices = tuple[list[int], list[list[int]]]  # token ids of a context and of eac
 def log_likelihoods(
     model: PreTrainedModel, choices: list[Choices], batch_size: int
 ) -> Iterator[list[tuple[int, list[float]]]]:
-    """Batches of (number in `choices`, sum of the log-likelihoods of each continuation's tokens, in nats).
+    """Yield batches of (index in `choices`, sum of the log-likelihoods of each continuation's tokens, in nats).
 
-    Those of similar length are computed together, the longest first. A context without room loses its beginning. The
-    model is in eval mode meanwhile.
+    Items of similar length form a batch, the longest come first. A context that does not fit is cut at its beginning.
+    The model is in evaluation mode meanwhile.
 
     Raises ValueError for a batch size below 1.
     """
@@ -42,17 +46,13 @@ def log_likelihoods(
     shared = [number for number, item in enumerate(choices) if shared_length(item) <= room]
     apart = [number for number, item in enumerate(choices) if shared_length(item) > room]
 
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         for numbers, score in ((shared, score_shared), (apart, score_apart)):
             numbers.sort(key=lambda number: -shared_length(choices[number]))
             for start in range(0, len(numbers), batch_size):
                 batch = numbers[start : start + batch_size]
                 scores = score(model, [choices[number] for number in batch])
                 yield list(zip(batch, scores, strict=True))
-    finally:
-        model.train(was_training)
 
 
 def positions_of(model: PreTrainedModel) -> int | None:
@@ -65,8 +65,8 @@ def shared_length(item: Choices) -> int:
 
 
 def can_share_context(model: PreTrainedModel) -> bool:
-    """Whether the mask and the positions alone decide what a token sees, and the model takes both as they are given:
-    no state besides the attention's (Mamba), no distances of its own (ALiBi), no window, no mask of another form."""
+    """Whether mask and positions alone decide what a token sees, and the model uses both as given: no recurrent state
+    (Mamba), no distances of its own (ALiBi), no sliding window, no mask in another format."""
     config = model.config
     return (
         {"position_ids", "logits_to_keep"} <= set(inspect.signature(model.forward).parameters)
@@ -80,10 +80,11 @@ def can_share_context(model: PreTrainedModel) -> bool:
 
 @torch.no_grad()
 def score_shared(model: PreTrainedModel, batch: list[Choices]) -> list[list[float]]:
-    """The logits exist for the predicting positions only: one for each example, and one for each token that
-    continuations have after their first, times the size of the vocabulary."""
+    """Memory: the logits of the predicting positions only. These are one per item, and one per token that follows the
+    first token of a continuation, times the size of the vocabulary."""
+    device = input_device(model)
     input_ids, position_ids, segments, predicting = (
-        pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding).to(model.device)
+        pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=padding).to(device)
         for rows, padding in zip(zip(*map(lay_out, batch), strict=True), (0, 0, PADDING, False), strict=True)
     )  # (B, T) each
     logits = model(
@@ -103,7 +104,7 @@ def score_shared(model: PreTrainedModel, batch: list[Choices]) -> list[list[floa
 
 
 def lay_out(item: Choices) -> tuple[list[int], list[int], list[int], list[bool]]:
-    """Of one row (T,): token ids, positions, segments, and whether something is predicted from there."""
+    """Token ids, positions, segments, and whether the position predicts a token: the columns of one row, (T,) each."""
     context, continuations = item
     ids, positions, segments = list(context), list(range(len(context))), [CONTEXT] * len(context)
     for segment, continuation in enumerate(continuations, start=1):
@@ -116,15 +117,16 @@ def lay_out(item: Choices) -> tuple[list[int], list[int], list[int], list[bool]]
 
 
 def segment_mask(segments: torch.LongTensor, dtype: torch.dtype) -> torch.Tensor:
-    """(B, 1, T, T) to be added to the scores: a token sees itself and what precedes it in its own segment and in the
-    context. `segments` is (B, T)."""
+    """(B, 1, T, T) to add to the attention scores: a token sees itself and what precedes it in its own segment and in
+    the context. `segments` is (B, T)."""
     keys, queries = segments[:, None, :], segments[:, :, None]
     visible = ((keys == CONTEXT) | (keys == queries)).tril()
     return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, torch.finfo(dtype).min)[:, None]
 
 
 def predictions(batch: list[Choices]) -> tuple[list[int], list[int]]:
-    """For every token of every continuation: which of all the batch's predicting positions predicts it, and its id."""
+    """For every token of every continuation: the index of the position that predicts it among all predicting positions
+    of the batch, and its id."""
     sources, targets = [], []
     position = 0
     for _, continuations in batch:
@@ -139,11 +141,11 @@ def predictions(batch: list[Choices]) -> tuple[list[int], list[int]]:
 
 @torch.no_grad()
 def score_apart(model: PreTrainedModel, batch: list[Choices]) -> list[list[float]]:
-    """A row for each continuation, padded on the right, where a causal model does not look.
+    """One row per continuation, padded on the right, which a causal model does not see.
 
-    The logits exist from the first position that predicts a continuation to the last one: rows times positions times
-    the size of the vocabulary, with few positions more than the longest continuation has tokens where the contexts are
-    of similar length. Models that do not know `logits_to_keep` compute them for whole rows.
+    Memory: the logits from the first position that predicts a continuation to the last one, rows times positions times
+    the size of the vocabulary. With contexts of similar length that is little more than the longest continuation.
+    Models without `logits_to_keep` compute the logits of whole rows.
     """
     targets = [ids for _, continuations in batch for ids in continuations]
     rows = [torch.tensor(ids) for item in batch for ids in input_rows(item, positions_of(model))]
@@ -153,8 +155,9 @@ def score_apart(model: PreTrainedModel, batch: list[Choices]) -> list[list[float
     first = min(starts)
     kept = input_ids.shape[1] - first
     keep = {"logits_to_keep": kept} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    device = input_device(model)
     logits = model(
-        input_ids=input_ids.to(model.device), attention_mask=attention_mask.to(model.device), use_cache=False, **keep
+        input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), use_cache=False, **keep
     ).logits[:, -kept:]  # (R, P, V)
     scores = [
         -F.cross_entropy(
@@ -167,7 +170,7 @@ def score_apart(model: PreTrainedModel, batch: list[Choices]) -> list[list[float
 
 
 def input_rows(item: Choices, positions: int | None) -> list[list[int]]:
-    """What the model reads for each continuation: as much of the context's end as fits, and the continuation without
+    """Token ids to read for each continuation: as much of the end of the context as fits, and the continuation without
     its last token."""
     context, continuations = item
     rows = [(context + ids)[:-1] for ids in continuations]

@@ -1,15 +1,15 @@
 """HellaSwag: which of four endings does a language model find the most likely? (Zellers et al. 2019, arXiv:1905.07830)
 
-Two protocols, whose figures cannot be compared with each other:
+There are two protocols, whose figures are not comparable:
 
 "lm-eval": the texts, their tokens, the truncation and the two accuracies are those of the task `hellaswag`, version
 1.0, of EleutherAI's lm-evaluation-harness 0.4.13 (lm_eval/tasks/hellaswag/utils.py, `_encode_pair` in
 lm_eval/api/model.py, `_loglikelihood_tokens` in lm_eval/models/huggingface.py, `process_results` in
-lm_eval/api/task.py), without examples in the prompt. The activity stands before the context, WikiHow's marks are
-removed, and the normalised accuracy is by log-likelihood per character.
+lm_eval/api/task.py), without examples in the prompt. The activity precedes the context, WikiHow's marks are
+removed, and the normalized accuracy uses the log-likelihood per character.
 
 "build-nanogpt": Karpathy's variant (https://github.com/karpathy/build-nanogpt/blob/master/hellaswag.py), "completion
-style": the texts as they are, without the activity, and the normalised accuracy is by log-likelihood per token.
+style": the texts are unchanged, without the activity, and the normalized accuracy uses the log-likelihood per token.
 """
 
 import math
@@ -35,7 +35,7 @@ ENDINGS = 4
 
 @dataclass(frozen=True)
 class Example:
-    """One row of the data set, its texts as they are there; `label` is the number of the right ending."""
+    """One row of the data set with unchanged texts; `label` is the index of the correct ending."""
 
     ind: int
     activity_label: str
@@ -47,7 +47,7 @@ class Example:
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """Token ids, and the endings' lengths by which the protocol normalises: in characters or in tokens."""
+    """Token ids, and the lengths of the endings by which the protocol normalizes: in characters or in tokens."""
 
     ind: int
     label: int
@@ -59,7 +59,7 @@ class EncodedExample:
 @dataclass(frozen=True)
 class ExampleResult:
     """`log_likelihoods` are the sums over the tokens of each ending, in nats. `prediction` is the most likely ending,
-    `prediction_norm` the one with the highest log-likelihood per unit of length; of equal ones the first."""
+    `prediction_norm` the one with the highest log-likelihood per unit of length; ties go to the first."""
 
     ind: int
     label: int
@@ -70,8 +70,8 @@ class ExampleResult:
 
 @dataclass(frozen=True)
 class HellaSwagResult:
-    """Shares of right answers (acc and acc_norm) in so many `examples`, their standard errors as the harness has them,
-    and their 95% confidence intervals, Wilson's."""
+    """Shares of correct answers (acc and acc_norm) among the `examples`, their standard errors as the harness computes
+    them, and their 95% confidence intervals by Wilson."""
 
     accuracy: float
     accuracy_norm: float
@@ -136,35 +136,35 @@ def as_example(row: dict) -> Example:
 
 
 def harness_texts(example: Example) -> tuple[str, list[str]]:
-    """The context and the endings as lm-evaluation-harness words them (`process_docs` of its task)."""
+    """The context and the endings as lm-evaluation-harness writes them (`process_docs` of its task)."""
     context = f"{example.activity_label}: {example.ctx_a} {example.ctx_b.capitalize()}"
     return clean_text(context), [clean_text(ending) for ending in example.endings]
 
 
 def clean_text(text: str) -> str:
-    """The harness' `preprocess`: WikiHow's marks, such as [header] and [step], go."""
+    """The harness' `preprocess`: removes WikiHow's marks, such as [header] and [step]."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
 
 def nanogpt_texts(example: Example) -> tuple[str, list[str]]:
-    """The context and the endings as they are. The data's own `ctx` is `ctx_a`, and `ctx_b` if there is one."""
+    """The context and the endings, unchanged. The field `ctx` of the data is `ctx_a`, followed by `ctx_b` if any."""
     return f"{example.ctx_a} {example.ctx_b}" if example.ctx_b else example.ctx_a, list(example.endings)
 
 
 def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, protocol: str = "lm-eval") -> EncodedExample:
-    """The ids of the context, and of each ending as it follows the context with a blank between them.
+    """The ids of the context, and of each ending, which follows the context after a space.
 
-    By lm-eval white space that ends the context counts as the ending's, since GPT-2's tokens begin with it;
-    build-nanogpt encodes both by themselves.
+    In lm-eval, white space at the end of the context belongs to the ending, because GPT-2's tokens begin with it;
+    build-nanogpt encodes context and ending separately.
 
-    Raises ValueError for an unknown protocol and, by build-nanogpt, a context without tokens.
+    Raises ValueError for an unknown protocol and, with build-nanogpt, a context without tokens.
     """
     if protocol == "lm-eval":
         context, endings = harness_texts(example)
         context_ids = tokenizer(context.rstrip(), verbose=False).input_ids
         whole_ids = [tokenizer(f"{context} {ending}", verbose=False).input_ids for ending in endings]
-        # Other tokenizers than GPT-2's would encode an ending by itself differently: Llama's adds a blank.
+        # Other tokenizers encode an ending alone differently: Llama's adds a space.
         ending_ids = [ids[len(context_ids) :] for ids in whole_ids]
         lengths = [len(ending) for ending in endings]
     elif protocol == "build-nanogpt":
@@ -180,7 +180,7 @@ def encode_example(tokenizer: PreTrainedTokenizerBase, example: Example, protoco
 
 
 def check_fits(model: PreTrainedModel, examples: list[EncodedExample]) -> None:
-    """Raise ValueError for an ending longer than the model's positions or an id that its vocabulary lacks."""
+    """Raise ValueError for an ending longer than the model's positions or an id outside its vocabulary."""
     positions = positions_of(model)
     for example in examples:
         longest = max(len(ids) for ids in example.ending_ids)
@@ -204,13 +204,13 @@ def hellaswag_accuracy(
     batch_size: int = 4,
     protocol: str = "lm-eval",
 ) -> HellaSwagResult:
-    """Accuracy and length-normalised accuracy of any causal language model, ours or of transformers.
+    """Accuracy and length-normalized accuracy of any causal language model, ours or of transformers.
 
     The context is computed once for the four endings; see `continuations.py`, also for the memory that this takes. A
-    text longer than the model's positions loses its beginning.
+    text longer than the model's positions is cut at its beginning.
 
     Args:
-        batch_size: examples computed together; the result does not depend on it.
+        batch_size: examples per batch; the result does not depend on it.
 
     Raises:
         ValueError: no examples, an ending longer than the model's positions, a tokenizer whose ids exceed the model's
@@ -223,7 +223,7 @@ def hellaswag_accuracy(
 
 def summarize(results: list[ExampleResult]) -> HellaSwagResult:
     if not results:
-        raise ValueError("There are no examples to take the accuracy of.")
+        raise ValueError("There are no examples to compute the accuracy of.")
     number = len(results)
     right = sum(result.prediction == result.label for result in results)
     right_norm = sum(result.prediction_norm == result.label for result in results)
@@ -239,14 +239,14 @@ def summarize(results: list[ExampleResult]) -> HellaSwagResult:
 
 
 def standard_error(share: float, number: int) -> float:
-    """Of the mean of `number` zeros and ones, from their sample variance; nan for one of them."""
+    """Standard error of the mean of `number` zeros and ones, from their sample variance; nan for a single one."""
     return math.sqrt(share * (1 - share) / (number - 1)) if number > 1 else math.nan
 
 
 def wilson_interval(right: int, number: int) -> tuple[float, float]:
-    """95% confidence interval of the probability of which `right` of `number` is a sample (Wilson 1927). It stays
-    within 0 and 1 and holds for few examples too, which share +- 1.96 standard errors do not."""
-    z = 1.959964  # 97.5% of the normal distribution lie below
+    """95% confidence interval of a probability, estimated from `right` of `number` samples (Wilson 1927). Unlike
+    share +- 1.96 standard errors, it stays within 0 and 1 and is accurate for few samples too."""
+    z = 1.959964  # the 97.5th percentile of the normal distribution
     share = right / number
     middle = share + z * z / (2 * number)
     half = z * math.sqrt(share * (1 - share) / number + z * z / (4 * number * number))
@@ -257,8 +257,8 @@ def wilson_interval(right: int, number: int) -> tuple[float, float]:
 def score_examples(
     model: PreTrainedModel, examples: list[EncodedExample], batch_size: int = 4, progress: ProgressFile | None = None
 ) -> list[ExampleResult]:
-    """Results in the order of the examples. With `progress` each is written there as it comes, and those that an
-    earlier run has written are not computed again.
+    """Results in the order of the examples. With `progress`, each result is written there as soon as it is computed,
+    and those of an earlier run are not computed again.
 
     Raises ValueError for a batch size below 1 and for a progress file with other records.
     """
@@ -275,7 +275,7 @@ def score_examples(
 
 
 def read_results(progress: ProgressFile, examples: int) -> dict[int, ExampleResult]:
-    refusal = f"{progress.file} holds other records than HellaSwag's; choose another file or delete it."
+    refusal = f"{progress.file} contains records that are not HellaSwag's; choose another file or delete it."
     try:
         results = {record.pop("number"): ExampleResult(**record) for record in map(dict, progress.records)}
     except (KeyError, TypeError):
@@ -288,13 +288,13 @@ def read_results(progress: ProgressFile, examples: int) -> dict[int, ExampleResu
 def score_in_batches(
     model: PreTrainedModel, examples: list[EncodedExample], batch_size: int
 ) -> Iterator[dict[int, ExampleResult]]:
-    """Results by the number of the example, as they come: those of the longest examples first."""
+    """Yield results by the index of the example, those of the longest examples first."""
     choices = [(example.context_ids, example.ending_ids) for example in examples]
     for batch in log_likelihoods(model, choices, batch_size):
         yield {number: make_result(examples[number], scores) for number, scores in batch}
 
 
 def make_result(example: EncodedExample, scores: list[float]) -> ExampleResult:
-    normalised = [score / length for score, length in zip(scores, example.ending_lengths, strict=True)]
-    prediction, prediction_norm = (values.index(max(values)) for values in (scores, normalised))
+    normalized = [score / length for score, length in zip(scores, example.ending_lengths, strict=True)]
+    prediction, prediction_norm = (values.index(max(values)) for values in (scores, normalized))
     return ExampleResult(example.ind, example.label, scores, prediction, prediction_norm)

@@ -99,6 +99,12 @@ def load_tokenizer_of(model_name: str) -> PreTrainedTokenizerBase:
         return load_tokenizer(adapter["base_model_name_or_path"])
 
 
+def input_device(model) -> torch.device:
+    """Where the model expects its inputs. Weights that accelerate offloads are on no device between the calls of their
+    modules; its hooks move the inputs."""
+    return torch.device("cpu") if model.device.type == "meta" else model.device
+
+
 def weights_digest(model: torch.nn.Module) -> str:
     """A short fingerprint of all weights, their names, shapes and dtypes."""
     digest = hashlib.sha256()

@@ -23,6 +23,7 @@ from ..data.text_sources import split_documents
 from ..linear_cross_entropy import IGNORE_INDEX
 from ..prediction import evaluation_mode
 from ..tokenization import END_OF_TEXT, check_text
+from .models import input_device
 
 
 @dataclass(frozen=True)
@@ -206,12 +207,6 @@ def loss_options(model) -> dict[str, bool]:
     unless something is attached to its head."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return {"skip_logits": True} if "skip_logits" in inspect.signature(base.forward).parameters else {}
-
-
-def input_device(model) -> torch.device:
-    """Where the model expects its inputs. Weights that accelerate offloads are on no device between the calls of their
-    modules; its hooks move the inputs."""
-    return torch.device("cpu") if model.device.type == "meta" else model.device
 
 
 def make_batches(windows: list[Window], batch_size: int) -> list[list[Window]]:

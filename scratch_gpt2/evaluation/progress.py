@@ -1,4 +1,4 @@
-"""Long work that may be stopped: what is finished stands in JSON lines, and the next run goes on from there."""
+"""Long work that may be stopped: finished records are kept as JSON lines, and the next run continues from there."""
 
 import hashlib
 import json
@@ -10,10 +10,10 @@ from pathlib import Path
 class ProgressFile:
     """JSON lines to which finished records are appended; `records` holds those of earlier runs.
 
-    The first line says what the records depend on, and a file that was begun with other settings is refused. A line
-    that a stopped process has left half written is removed.
+    The first line holds the settings that the records depend on. A last line that a stopped process left incomplete
+    is removed.
 
-    Raises ValueError for a file begun with other settings, or one that is no progress file.
+    Raises ValueError for a file that was begun with other settings, and for one that is not a progress file.
     """
 
     def __init__(self, file: str | os.PathLike, settings: dict):
@@ -44,7 +44,7 @@ class ProgressFile:
                 raise ValueError
         except ValueError:
             raise ValueError(
-                f"{self.file} is not a file that a stopped run left; choose another or delete it."
+                f"{self.file} is not the progress file of a stopped run; choose another file or delete this one."
             ) from None
         if len(complete) < len(whole):
             os.truncate(self.file, len(complete))
@@ -52,5 +52,5 @@ class ProgressFile:
 
 
 def digest(data: object) -> str:
-    """A short fingerprint of anything that JSON can say."""
+    """A short fingerprint of any JSON value."""
     return hashlib.sha256(json.dumps(data).encode()).hexdigest()[:16]

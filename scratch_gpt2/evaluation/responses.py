@@ -13,7 +13,8 @@ from ..data.collators import PaddingCollator, Row
 from ..data.instructions import Conversation, encode_prompt, render
 from ..linear_cross_entropy import IGNORE_INDEX
 from ..prediction import batches_by_length, evaluation_mode
-from .perplexity import exponential, input_device, loss_options
+from .models import input_device
+from .perplexity import exponential, loss_options
 
 BLEU_WORDS = 4  # BLEU counts sequences of up to four words
 # Scripts without spaces between words: each character, with its combining marks, is a word.
