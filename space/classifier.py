@@ -1,33 +1,59 @@
-"""Texts to labels: one with the words that decided, or a CSV file of them."""
+"""Texts to labels: the verdict on one, the words that decided, and whole columns of texts."""
 
-import csv
-import os
 from collections.abc import Iterator
-from itertools import islice
-from pathlib import Path
+from dataclasses import dataclass
 
-from limits import MAX_EXPLAINED_CHARACTERS, MAX_FILE_BYTES, MAX_ROWS, check_input
+from limits import MAX_EXPLAINED_CHARACTERS, check_input
 
-from scratch_gpt2.inspection import token_attributions
+from scratch_gpt2.inspection import attribution_steps
 from scratch_gpt2.prediction import classify_text
+from scratch_gpt2.tokenization import encode_texts
 
-TEXT_COLUMNS = ("text", "message", "sms")
 ROWS_AT_ONCE = 32
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+MAX_POINTS = 64  # of the integrated gradients: more changes no word's weight by more than 0.02
+UNSURE_BELOW = 0.8
+SPAM = "spam"
+SHOWN_LABELS = {"ham": "not spam"}  # the data sets' word for it is known to few
 
 
-def explain(model, tokenizer, text: str) -> tuple[dict[str, float], list[tuple[str, float]]]:
-    """Probabilities by label, and the text in words, each with how much it speaks for the likeliest label, as a part
-    of the strongest word: from -1 (against it) to 1.
+def verdict(model, tokenizer, text: str) -> tuple[dict[str, float], str]:
+    """Probabilities by label, and one sentence. Raises ValueError for a text that is empty or too long."""
+    check_text(model, tokenizer, text)
+    probabilities = {shown(label): p for label, p in classify_text(model, tokenizer, text)[0].items()}
+    label, probability = next(iter(probabilities.items()))
+    if probability < UNSURE_BELOW:
+        return probabilities, f"Unsure: {label} is likelier, with a probability of only {probability:.0%}."
+    return probabilities, f"{label.capitalize()}, with a probability of {probability:.1%}."
 
-    Raises ValueError for a text that is empty or too long.
-    """
+
+def check_text(model, tokenizer, text: str) -> None:
+    """Raise ValueError for a text that cannot be read whole: the verdict and the words are about all of it."""
     check_input(text, MAX_EXPLAINED_CHARACTERS)
-    probabilities = classify_text(model, tokenizer, text)[0]
-    pieces = token_attributions(model, tokenizer, text, next(iter(probabilities)))
-    words = join_words(pieces)
-    strongest = max(abs(value) for _, value in words) or 1.0
-    return probabilities, [(word, round(value / strongest, 3)) for word, value in words]
+    if encode_texts(tokenizer, [text], max_length=model.config.n_positions)[1]:
+        raise ValueError(f"The model reads at most {model.config.n_positions} tokens; shorten the text.")
+
+
+def shown(label: str) -> str:
+    return SHOWN_LABELS.get(label, label)
+
+
+def explained_labels(model) -> tuple[str, str]:
+    """The label that red words speak for, spam where there is such a label, and what blue words speak for."""
+    labels = list(model.config.id2label.values())
+    red = SPAM if SPAM in labels else labels[-1]
+    others = [label for label in labels if label != red]
+    return red, shown(others[0]) if len(others) == 1 else "another label"
+
+
+def weigh_words(model, tokenizer, text: str) -> Iterator[list[tuple[str, float]]]:
+    """The text in words, each with how much it speaks for the red label, as a part of the strongest word: from -1
+    (against it) to 1. Yields better and better estimates, and an empty list before the first."""
+    check_text(model, tokenizer, text)
+    red, _ = explained_labels(model)
+    for pieces in attribution_steps(model, tokenizer, text, red, MAX_POINTS):
+        words = join_words(pieces)
+        strongest = max((abs(value) for _, value in words), default=0) or 1.0
+        yield [(word, value / strongest) for word, value in words]
 
 
 def join_words(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -41,52 +67,29 @@ def join_words(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
     return words
 
 
-def read_texts(path: str | os.PathLike) -> list[str]:
-    """The texts of a CSV file: its column `text`, `message` or `sms`, or without such a header its first column.
+@dataclass(frozen=True)
+class RowResult:
+    """`label` and `probability` are empty where the row has no text; `note` says so, and where a text was cut."""
 
-    Raises ValueError for a file that is too large, not UTF-8, not CSV, without texts, or with too many rows.
-    """
-    size = Path(path).stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise ValueError(f"The file has {size:,} bytes; at most {MAX_FILE_BYTES:,} are read here.")
-    try:
-        content = Path(path).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"The file is not UTF-8 at byte {error.start}; save it as UTF-8.") from None
-    try:
-        # One row more than allowed tells that there are too many; a header may be another.
-        rows = list(islice((row for row in csv.reader(content.splitlines(keepends=True)) if row), MAX_ROWS + 2))
-    except csv.Error as error:
-        raise ValueError(f"The file cannot be read as CSV ({error}).") from None
-    header = [cell.strip().lower() for cell in rows[0]] if rows else []
-    column = next((header.index(name) for name in TEXT_COLUMNS if name in header), None)
-    texts = [row[column or 0] for row in rows[column is not None :] if len(row) > (column or 0)]
-    texts = [text for text in texts if text.strip()]
-    if not texts:
-        raise ValueError("The file holds no texts; give one per row, in the first column or in one called text.")
-    if len(texts) > MAX_ROWS:
-        raise ValueError(f"The file has more than {MAX_ROWS:,} rows; split it.")
-    return texts
+    label: str = ""
+    probability: str = ""
+    note: str = ""
 
 
-def classify_rows(model, tokenizer, texts: list[str]) -> Iterator[list[tuple[str, str, float]]]:
-    """(text, label, probability) of all rows so far, after every few of them. Texts are cut to the model's context."""
-    done: list[tuple[str, str, float]] = []
+def classify_rows(model, tokenizer, texts: list[str]) -> Iterator[list[RowResult]]:
+    """The results of all rows so far, after every few of them."""
+    done: list[RowResult] = []
+    limit = model.config.n_positions
     for start in range(0, len(texts), ROWS_AT_ONCE):
-        some = [text[:MAX_EXPLAINED_CHARACTERS] for text in texts[start : start + ROWS_AT_ONCE]]
-        for text, probabilities in zip(some, classify_text(model, tokenizer, some, ROWS_AT_ONCE), strict=True):
-            label, probability = next(iter(probabilities.items()))
-            done.append((text, label, probability))
+        some = texts[start : start + ROWS_AT_ONCE]
+        given = [text for text in some if text.strip()]
+        answers = iter(classify_text(model, tokenizer, given, ROWS_AT_ONCE) if given else [])
+        for text in some:
+            if not text.strip():
+                done.append(RowResult(note="no text"))
+                continue
+            label, probability = next(iter(next(answers).items()))
+            _, is_cut = encode_texts(tokenizer, [text], max_length=limit)
+            note = f"only the first {limit} tokens were read" if is_cut else ""
+            done.append(RowResult(shown(label), f"{probability:.4f}", note))
         yield done
-
-
-def write_results(path: Path, rows: list[tuple[str, str, float]]) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "label", "probability"])
-        writer.writerows([harmless(text), harmless(label), f"{probability:.4f}"] for text, label, probability in rows)
-
-
-def harmless(cell: str) -> str:
-    """A cell that no spreadsheet takes for a formula (OWASP, "CSV Injection")."""
-    return f"'{cell}" if cell.lstrip(" ").startswith(FORMULA_STARTS) else cell

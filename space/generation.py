@@ -4,7 +4,7 @@
 process for a seed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +24,19 @@ from scratch_gpt2.data.instructions import encode_prompt
 from scratch_gpt2.inspection import cache_bytes
 
 ALTERNATIVES = 8
-NEXT_TURN = "\n\n### Instruction:"  # where a model that has not learnt to stop goes on with the user's part
+NEXT_TURN = "\n\n### Instruction:"  # where a model that has not learnt to stop continues with the user's part
 MAX_STOP_CHARACTERS = 100
 MAX_MESSAGES = 100
+END_MARK = " ■ the end"
+MAX_SEED = 2**32 - 1
+SETTINGS = {  # by field of Sampling: its name on the page, the smallest and the largest value
+    "temperature": ("temperature", 0, 2),
+    "top_k": ("top-k", 0, 1_000_000),
+    "top_p": ("top-p", 0, 1),
+    "repetition_penalty": ("repetition penalty", 1, 2),
+    "max_new_tokens": ("length", 1, MAX_NEW_TOKENS),
+    "seed": ("seed", 0, MAX_SEED),
+}
 
 
 @dataclass(frozen=True)
@@ -42,21 +52,15 @@ class Sampling:
     stop_at: str = ""
 
     def __post_init__(self):
-        for name, least, most in (
-            ("temperature", 0, 2),
-            ("top_k", 0, 1_000_000),
-            ("top_p", 0, 1),
-            ("repetition_penalty", 1, 2),
-            ("max_new_tokens", 1, MAX_NEW_TOKENS),
-            ("seed", 0, 2**63 - 1),
-        ):
-            value = getattr(self, name)
+        for field, (name, least, most) in SETTINGS.items():
+            value = getattr(self, field)
             if not isinstance(value, int | float) or not least <= value <= most:
-                raise ValueError(f"{name} is {str(value)[:50]} but must be a number between {least} and {most}.")
+                raise ValueError(f"The {name} must be a number from {least:,} to {most:,}; choose one.")
         if len(self.stop_at or "") > MAX_STOP_CHARACTERS:
             raise ValueError(f"The text to stop at is longer than {MAX_STOP_CHARACTERS} characters; shorten it.")
 
     def processors(self) -> LogitsProcessorList:
+        """What turns the model's logits into the distribution that is drawn from, in this order."""
         steps = [RepetitionPenaltyLogitsProcessor(self.repetition_penalty)] if self.repetition_penalty > 1 else []
         if self.temperature > 0:
             steps.append(TemperatureLogitsWarper(float(self.temperature)))
@@ -78,21 +82,24 @@ class Step:
     cache_bytes: int
 
 
-def write(model: PreTrainedModel, ids: list[int], sampling: Sampling) -> Iterator[Step]:
+def write(model: PreTrainedModel, ids: list[int], sampling: Sampling, begun: Sequence[Step] = ()) -> Iterator[Step]:
     """Continue `ids` until the end-of-text token, the limit of `sampling`, or the end of the model's context.
+
+    `begun` are tokens written before; they count towards the limit and are not yielded again.
 
     Raises ValueError where `ids` leave no room for a token.
     """
+    ids = [*ids, *(step.token for step in begun)]
     room = model.config.n_positions - len(ids)
     if room < 1:
         raise ValueError(
-            f"The text has {len(ids)} tokens, but the model reads at most {model.config.n_positions - 1} before it "
+            f"The text has {len(ids)} tokens, and the model reads at most {model.config.n_positions - 1} before it "
             "writes; shorten it."
         )
     generator = torch.Generator(model.device).manual_seed(int(sampling.seed))
     processors, cache = sampling.processors(), DynamicCache(config=model.config)
-    seen = torch.tensor([ids], device=model.device)
-    for _ in range(min(int(sampling.max_new_tokens), room)):
+    seen = torch.tensor([ids], device=model.device)  # (1, T)
+    for _ in range(min(int(sampling.max_new_tokens) - len(begun), room)):
         step = next_step(model, seen, cache, processors, generator)
         yield step
         if step.token == model.config.eos_token_id:
@@ -117,20 +124,46 @@ def next_chances(seen: torch.Tensor, logits: torch.Tensor, processors: LogitsPro
 
 
 def write_text(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: list[int], sampling: Sampling
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    sampling: Sampling,
+    begun: Sequence[Step] = (),
 ) -> Iterator[tuple[str, list[Step]]]:
     """The text so far and its steps, after every token; a character of several tokens appears when it is whole. Ends
-    before `sampling.stop_at` where the text comes to it."""
-    steps: list[Step] = []
-    for step in write(model, ids, sampling):
-        if step.token != tokenizer.eos_token_id:
-            steps.append(step)
-        written = [step.token for step in steps]
-        text = tokenizer.decode(written, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    before `sampling.stop_at` where the text comes to it; the last step may be the end-of-text token."""
+    steps = list(begun)
+    if begun:
+        yield decode(tokenizer, steps), steps
+    for step in write(model, ids, sampling, begun):
+        steps.append(step)
+        text = decode(tokenizer, steps)
         if sampling.stop_at and sampling.stop_at in text:
             yield text.split(sampling.stop_at)[0], steps
             return
-        yield text.removesuffix("\ufffd"), steps
+        yield text, steps
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, steps: Sequence[Step]) -> str:
+    """The text of the steps, without the end-of-text token and without a last character that is not whole yet."""
+    ids = [step.token for step in steps if step.token != tokenizer.eos_token_id]
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False).removesuffix("\ufffd")
+
+
+def split_text(tokenizer: PreTrainedTokenizerBase, text: str, steps: Sequence[Step]) -> list[tuple[int, str, float]]:
+    """`text` of `write_text` by token: (number of the step, its characters, its probability). Tokens that are no
+    character by themselves are joined with those that complete it; the end-of-text token is END_MARK."""
+    pieces, pending, shown = [], [], 0
+    for number, step in enumerate(steps):
+        if step.token == tokenizer.eos_token_id:
+            pieces.append((number, END_MARK, step.probability))
+            break
+        pending.append(step)
+        piece = tokenizer.decode([step.token for step in pending], clean_up_tokenization_spaces=False)
+        if shown < len(text) and not piece.endswith("\ufffd"):
+            pieces.append((number, piece[: len(text) - shown], step.probability))
+            pending, shown = [], shown + len(piece)
+    return pieces
 
 
 def chat_prompt(
@@ -150,7 +183,7 @@ def chat_prompt(
             return ids, first
         if first >= len(messages) - 1:
             raise ValueError(
-                f"The message has {len(ids)} tokens with the words around it, but the model can read {most}; shorten "
-                "it."
+                f"The message has {len(ids)} tokens with the prompt around it, and the model reads at most {most}; "
+                "shorten it."
             )
         first = min(first + 2, len(messages) - 1)

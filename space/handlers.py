@@ -1,61 +1,121 @@
 """What happens when a visitor clicks: inputs checked, the model found, results in the form that the page shows."""
 
+import random
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import gradio as gr
-from classifier import classify_rows, explain, read_texts, write_results
-from generation import NEXT_TURN, Sampling, chat_prompt, write_text
-from limits import as_written, check_input, in_one_sentence
+import markup
+import views
+from classifier import RowResult, classify_rows, explained_labels, verdict, weigh_words
+from generation import MAX_SEED, NEXT_TURN, Sampling, Step, chat_prompt, split_text, write_text
+from limits import as_written, check_input, counted, for_notice, in_one_sentence, sentence_of
 from models import Checkpoints
-from views import alternatives_table, attention_figure, band, grow_cache, lens_table, next_token_figure, token_table
+from table import read_table, write_table
 
 from scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification
-from scratch_gpt2.inspection import show_token
 
 LANGUAGE, CLASSIFIER = ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification
 SECONDS_BETWEEN_UPDATES = 0.05
-SECONDS_BETWEEN_FIGURES = 0.25
 PREVIEW_ROWS = 20
+SMALL_SEEDS = 10_000  # of the button for another seed: short enough to note down
+
+
+@dataclass(frozen=True)
+class Written:
+    """A completion as it can be continued: the model's name, the prompt and its ids, what was written after it."""
+
+    name: str
+    prompt: str
+    ids: list[int]
+    steps: list[Step]
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A text message with what the tab shows about it."""
+
+    text: str = ""
+    probabilities: dict[str, float] | None = None
+    note: str = ""
+    words: str = ""
 
 
 class Handlers:
-    """Bound to the models that visitors may choose from. Every method raises gr.Error with one sentence."""
+    """Bound to the models that visitors may choose from. Every method but `chat` raises gr.Error with one sentence."""
 
     def __init__(self, checkpoints: Checkpoints):
         self.checkpoints = checkpoints
 
     @in_one_sentence
-    def chat(self, message, history, name, temperature, top_p, max_new_tokens) -> Iterator[tuple[str, str]]:
+    def prepare(self, name, model_class: type) -> str:
+        """Load a chosen model before it is used, and say how large it is."""
+        model, _ = self.checkpoints.load(name, model_class)
+        config = model.config
+        return markup.notice(
+            f"{name} is ready: {model.num_parameters() / 1e6:,.1f}M parameters, {counted(config.n_layer, 'layer')}, "
+            f"{counted(config.n_head, 'head')} in each."
+        )
+
+    def chat(self, message, history, name, temperature, top_p, max_new_tokens) -> Iterator[tuple]:
+        """Yields the message box, the conversation and a note. A refused message stays in the box, with the reason in
+        the note: an exception would leave the page without an answer."""
+        talk = [{"role": entry["role"], "content": text_of(entry)} for entry in history or []]
+        try:
+            for answer, note in self.answer(message, talk, name, temperature, top_p, max_new_tokens):
+                question = {"role": "user", "content": as_written(message)}
+                yield "", [*talk, question, {"role": "assistant", "content": answer}], markup.notice(note)
+        except Exception as error:
+            sentence = sentence_of(error)
+            gr.Warning(for_notice(sentence))
+            kept = message if isinstance(message, str) else ""
+            yield kept.encode(errors="replace").decode(), talk, markup.notice(sentence)
+
+    def answer(self, message, talk, name, temperature, top_p, max_new_tokens) -> Iterator[tuple[str, str]]:
         """The answer so far, and a note where the beginning of the conversation no longer fits."""
         message = as_written(check_input(message))
         sampling = Sampling(
             temperature=temperature,
             top_p=top_p,
             max_new_tokens=max_new_tokens,
-            seed=time.time_ns(),  # "retry" is to give another answer
+            seed=random.randint(0, MAX_SEED),  # "retry" is to give another answer
             stop_at=NEXT_TURN,
         )
         model, tokenizer = self.checkpoints.load(name, LANGUAGE)
-        messages = [*plain_messages(history, tokenizer.eos_token), {"role": "user", "content": message}]
+        messages = [*plain_messages(talk, tokenizer.eos_token), {"role": "user", "content": message}]
         ids, left_out = chat_prompt(tokenizer, messages, model.config.n_positions, int(max_new_tokens))
         note = ""
         if left_out:
             note = (
-                f"This model reads {model.config.n_positions} tokens at once: it no longer sees the first {left_out} "
-                "messages of this conversation."
+                f"The model reads {model.config.n_positions} tokens at once; the first {left_out} messages of this "
+                "conversation no longer fit."
             )
         answer = ""
-        for answer, _ in seldom(write_text(model, tokenizer, ids, sampling), SECONDS_BETWEEN_UPDATES):
+        for answer, _ in throttled(write_text(model, tokenizer, ids, sampling), SECONDS_BETWEEN_UPDATES):
             yield answer.strip(), note
         if not answer.strip():
-            yield "(The model ended its answer at once.)", note
+            yield "(The model ended its answer at once; try again.)", note
+
+    def retry(self, history, name, temperature, top_p, max_new_tokens) -> Iterator[tuple]:
+        """Another answer to the last question."""
+        talk = history or []
+        asked = max((n for n, entry in enumerate(talk) if entry["role"] == "user"), default=None)
+        if asked is not None:
+            yield from self.chat(text_of(talk[asked]), talk[:asked], name, temperature, top_p, max_new_tokens)
+
+    def edit(self, history, name, temperature, top_p, max_new_tokens, event: gr.EditData) -> Iterator[tuple]:
+        """An answer to a question that has been changed; what followed it goes."""
+        index = event.index[0] if isinstance(event.index, list | tuple) else event.index
+        yield from self.chat(event.value, (history or [])[:index], name, temperature, top_p, max_new_tokens)
 
     @in_one_sentence
     def complete(self, name, prompt, temperature, top_k, top_p, repetition_penalty, max_new_tokens, seed, stop_at):
-        """Yields the text, its tokens coloured by probability, the steps for `alternatives`, and a note."""
+        """Yields the text, its tokens to look at, the state that the clicks need, and a note."""
         check_input(prompt)
         sampling = Sampling(temperature, top_k, top_p, repetition_penalty, max_new_tokens, seed, stop_at or "")
         model, tokenizer = self.checkpoints.load(name, LANGUAGE)
@@ -65,92 +125,193 @@ class Handlers:
         if len(ids) > most:
             notes.append(f"The prompt has {len(ids):,} tokens; the model reads the last {most}.")
         if prompt[-1].isspace():
-            notes.append("The prompt ends with a space: GPT-2's words bring their own, so it writes better without.")
-        for text, steps in seldom(write_text(model, tokenizer, ids[-most:], sampling), SECONDS_BETWEEN_UPDATES):
-            coloured = [(show_token(tokenizer, step.token), band(step.probability)) for step in steps]
-            yield prompt + text, coloured, (name, steps), " ".join(notes)
+            notes.append("The prompt ends with a space. GPT-2's words bring their own, so it writes better without.")
+        begun = Written(name, prompt, ids[-most:], [], "")
+        for written in self.write(begun, sampling):
+            yield *shown(written, tokenizer), markup.notice(" ".join(notes))
 
     @in_one_sentence
-    def alternatives(self, written, event: gr.SelectData) -> tuple[str, list[list[str]]]:
-        """What else could have stood where the visitor has clicked."""
-        name, steps = written
-        _, tokenizer = self.checkpoints.load(name, LANGUAGE)
-        position = event.index[0] if isinstance(event.index, list | tuple) else event.index
-        step = steps[position]
-        title = (
-            f"Token {position + 1}, {show_token(tokenizer, step.token)}, had a probability of {step.probability:.2%}."
-        )
-        return title, alternatives_table(tokenizer, step)
+    def continue_with(
+        self, written, temperature, top_k, top_p, penalty, max_new_tokens, seed, stop_at, event: gr.EventData
+    ):
+        """Yields what `complete` does, for the text up to a token that the visitor has replaced by an alternative."""
+        step, number = chosen_step(written, event.pick)
+        place = int(event.pick.split()[2])
+        token, probability, chance = step.alternatives[place]
+        _, tokenizer = self.checkpoints.load(written.name, LANGUAGE)
+        steps = [*written.steps[:number], replace(step, token=token, probability=probability, chance=chance)]
+        sampling = Sampling(temperature, top_k, top_p, penalty, max_new_tokens, seed, stop_at or "")
+        for continued in self.write(replace(written, steps=steps), sampling):
+            yield *shown(continued, tokenizer), ""
+
+    def write(self, begun: Written, sampling: Sampling) -> Iterator[Written]:
+        model, tokenizer = self.checkpoints.load(begun.name, LANGUAGE)
+        texts = write_text(model, tokenizer, begun.ids, sampling, begun.steps)
+        for text, steps in throttled(texts, SECONDS_BETWEEN_UPDATES):
+            yield replace(begun, steps=list(steps), text=text)
 
     @in_one_sentence
-    def classify(self, name, text) -> tuple[dict[str, float], list[tuple[str, float]], str]:
+    def open_token(self, written, event: gr.EventData) -> str:
+        """The text with what else could have stood where the visitor has clicked."""
+        _, tokenizer = self.checkpoints.load(written.name, LANGUAGE)
+        pieces = split_text(tokenizer, written.text, written.steps)
+        if event.pick == "close":
+            return markup.written_text(written.prompt, pieces)
+        step, number = chosen_step(written, event.pick)
+        return markup.written_text(written.prompt, pieces, number, views.alternatives(tokenizer, number, step))
+
+    def another_seed(self) -> int:
+        return random.randrange(SMALL_SEEDS)
+
+    @in_one_sentence
+    def classify(self, name, text) -> tuple[dict[str, float], str, str]:
+        """The verdict, without the words."""
+        probabilities, sentence = verdict(*self.checkpoints.load(name, CLASSIFIER), text)
+        return probabilities, markup.notice(sentence), markup.notice("Weighing the words …")
+
+    @in_one_sentence
+    def words(self, name, text) -> Iterator[str]:
+        """The words that decided, better estimated with each step."""
         model, tokenizer = self.checkpoints.load(name, CLASSIFIER)
-        probabilities, words = explain(model, tokenizer, text)
-        label = next(iter(probabilities))
-        return probabilities, words, f"Red words speak for {label!r}, blue ones against it."
+        red, blue = explained_labels(model)
+        for words in weigh_words(model, tokenizer, text):
+            yield markup.weighed_words(words, red, blue) if words else markup.notice("Weighing the words …")
+
+    def first_verdict(self, name, text) -> Verdict:
+        """What the tab shows at first; nothing where the model is not there."""
+        try:
+            probabilities, note, _ = self.classify(name, text)
+            *_, words = self.words(name, text)
+        except gr.Error:
+            return Verdict()
+        return Verdict(text, probabilities, note, words)
 
     @in_one_sentence
-    def classify_file(self, name, path) -> Iterator[tuple[str, list[list[str]], str | None]]:
+    def columns(self, path, has_header) -> gr.Dropdown:
+        """The columns of an uploaded file to choose from."""
+        if not path:
+            return gr.Dropdown([], value=None)
+        table = read_table(path, has_header)
+        return gr.Dropdown(table.columns, value=table.text_column())
+
+    @in_one_sentence
+    def classify_file(self, name, path, column, has_header) -> Iterator[tuple[str, dict, str | None]]:
         """Yields a note, the first rows, and at the end a file with all of them."""
         if not path:
             raise ValueError("There is no file; choose a CSV file first.")
         model, tokenizer = self.checkpoints.load(name, CLASSIFIER)
-        texts = read_texts(path)
-        rows = []
-        for rows in classify_rows(model, tokenizer, texts):
-            preview = [[text, label, f"{probability:.1%}"] for text, label, probability in rows[:PREVIEW_ROWS]]
-            yield f"{len(rows)} of {len(texts)} rows are done.", preview, None
-        counts = {label: sum(row[1] == label for row in rows) for label in sorted({row[1] for row in rows})}
-        note = f"{len(rows)} rows: " + ", ".join(f"{count} {label}" for label, count in counts.items()) + "."
+        table = read_table(path, has_header)
+        texts = table.texts(column)
+        header, results = ["label", "probability", "note"], []
+        for results in classify_rows(model, tokenizer, texts):
+            preview = [
+                [text, row.label, row.probability, row.note]
+                for text, row in zip(texts[:PREVIEW_ROWS], results, strict=False)
+            ]
+            shown_rows = {"headers": ["text", *header], "data": preview}
+            yield markup.notice(f"{len(results)} of {counted(len(texts), 'row')} done."), shown_rows, None
+        rows = ([*cells, row.label, row.probability, row.note] for cells, row in zip(table.rows, results, strict=True))
         with tempfile.TemporaryDirectory() as folder:  # Gradio copies the file and deletes its copy after an hour
-            results = Path(folder, "results.csv")
-            write_results(results, rows)
-            yield note, preview, str(results)
+            file = Path(folder, "results.csv")
+            write_table(file, [*table.columns, *header], rows)
+            yield markup.notice(summary(results)), shown_rows, str(file)
+
+    def layers(self, name) -> list[int]:
+        """The numbers of a model's layers, or none where it is not there."""
+        try:
+            model, _ = self.checkpoints.load(name, LANGUAGE)
+        except (ValueError, OSError):
+            return []
+        return [*range(1, model.config.n_layer + 1)]
 
     @in_one_sentence
-    def tokens(self, name, text):
-        model, tokenizer = self.checkpoints.load(name, LANGUAGE)
-        return token_table(model, tokenizer, text)
+    def look(self, name, text, layer, head, temperature, top_k, top_p):
+        """All steps of the walk for a sentence. The first value is what the other events look at until the next."""
+        sentence = views.read_sentence(*self.checkpoints.load(name, LANGUAGE), text)
+        layers = sentence.config.n_layer
+        layer = min(int(layer or layers // 2 + 1), layers)
+        head = min(int(head or views.strongest_head(sentence, layer)), sentence.config.n_head)
+        return (
+            (name, text),
+            markup.notice(views.note(sentence)),
+            views.overview(sentence),
+            views.tokens(sentence),
+            views.vectors(sentence),
+            gr.Radio(self.layers(name), value=layer),
+            head,
+            *views.heads(sentence, layer, head),
+            *views.neurons(sentence, layer),
+            views.lens(sentence),
+            *views.next_token(sentence, temperature, top_k, top_p),
+            sentence.text,
+            *views.cache(sentence),
+        )
+
+    def sentence(self, looked) -> views.Sentence:
+        name, text = looked
+        return views.read_sentence(*self.checkpoints.load(name, LANGUAGE), text)
 
     @in_one_sentence
-    def attention(self, name, text, layer, head):
-        return attention_figure(*self.checkpoints.load(name, LANGUAGE), text, layer, head)
+    def look_at_layer(self, looked, layer, head):
+        sentence = self.sentence(looked)
+        return *views.heads(sentence, int(layer), int(head)), *views.neurons(sentence, int(layer))
 
     @in_one_sentence
-    def lens(self, name, text) -> dict:
-        header, rows = lens_table(*self.checkpoints.load(name, LANGUAGE), text)
-        return {"headers": header, "data": rows}
+    def look_at_head(self, looked, layer, event: gr.EventData):
+        head = int(event.pick.split()[1]) + 1
+        return head, *views.heads(self.sentence(looked), int(layer), head)
 
     @in_one_sentence
-    def next_token(self, name, text, temperature, top_k, top_p):
-        return next_token_figure(*self.checkpoints.load(name, LANGUAGE), text, temperature, top_k, top_p)
+    def look_at_next(self, looked, temperature, top_k, top_p):
+        return views.next_token(self.sentence(looked), temperature, top_k, top_p)
 
     @in_one_sentence
-    def cache(self, name, text):
-        model, tokenizer = self.checkpoints.load(name, LANGUAGE)
-        yield from seldom(grow_cache(model, tokenizer, text), SECONDS_BETWEEN_FIGURES)
-
-    @in_one_sentence
-    def layers_and_heads(self, name) -> tuple[gr.Slider, gr.Slider]:
-        """Sliders that end where the model does."""
-        model, _ = self.checkpoints.load(name, LANGUAGE)
-        layers, heads = max(2, model.config.n_layer), max(2, model.config.n_head)  # a slider needs two ends
-        return gr.Slider(1, layers, value=1, step=1), gr.Slider(1, heads, value=1, step=1)
+    def grow_cache(self, looked):
+        yield from throttled(views.grow_cache(self.sentence(looked)), SECONDS_BETWEEN_UPDATES)
 
 
-def plain_messages(history, eos_token: str) -> list[dict[str, str]]:
-    """Gradio's history as the chat template takes it. What it refuses is left out, or it would for ever."""
-    messages = []
-    for entry in history:
-        content = entry["content"]
-        if not isinstance(content, str):
-            content = " ".join(part.get("text") or "" for part in content)
-        content = as_written(content).encode(errors="replace").decode().replace(eos_token, "")
-        messages.append({"role": entry["role"], "content": content})
-    return messages
+def shown(written: Written, tokenizer) -> tuple[str, str, Written]:
+    pieces = split_text(tokenizer, written.text, written.steps)
+    return written.prompt + written.text, markup.written_text(written.prompt, pieces), written
 
 
-def seldom(values: Iterable, seconds: float) -> Iterator:
+def chosen_step(written: Written, pick: str) -> tuple[Step, int]:
+    """The step that `token 3` or `write 3 0` means, and its number. Raises ValueError where there is none."""
+    number = int(pick.split()[1])
+    if written is None or not 0 <= number < len(written.steps):
+        raise ValueError("There is no such token; write a text first.")
+    return written.steps[number], number
+
+
+def summary(results: list[RowResult]) -> str:
+    """How many rows have which label, and what was skipped or cut."""
+    counts = Counter(row.label or "without text" for row in results)
+    cut = sum(bool(row.label and row.note) for row in results)
+    parts = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    sentence = f"{counted(len(results), 'row')}: {parts}."
+    return sentence + f" {counted(cut, 'text')} cut; the column note says where." * bool(cut)
+
+
+def text_of(entry: dict) -> str:
+    """The text of a message of Gradio's history, as it was written."""
+    content = entry["content"]
+    if not isinstance(content, str):
+        content = " ".join(part.get("text") or "" for part in content)
+    return as_written(content)
+
+
+def plain_messages(talk: list[dict], eos_token: str) -> list[dict[str, str]]:
+    """A conversation as the chat template takes it. What it refuses is removed, or every later turn would fail."""
+    return [
+        {
+            "role": entry["role"],
+            "content": text_of(entry).encode(errors="replace").decode().replace(eos_token, ""),
+        }
+        for entry in talk
+    ]
+
+
+def throttled(values: Iterable, seconds: float) -> Iterator:
     """The first of `values`, the last, and those in between that come at least `seconds` after the one before: a page
     that is sent every token spends more time on sending than the model on writing."""
     sent, pending = None, None

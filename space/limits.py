@@ -14,6 +14,7 @@ from scratch_gpt2.tokenization import check_text
 
 MAX_CHARACTERS = 20_000  # of a prompt or a chat message
 MAX_EXPLAINED_CHARACTERS = 1_000  # of a text whose words are weighed, or a sentence to look into
+MAX_SENTENCE_TOKENS = 64  # of a sentence to look into
 MAX_NEW_TOKENS = 300
 MAX_FILE_BYTES = 1_000_000
 MAX_ROWS = 1_000
@@ -24,20 +25,28 @@ logger = logging.getLogger(__name__)
 
 
 def check_input(text: str, most: int = MAX_CHARACTERS) -> str:
-    """The text, or ValueError where it is no text, empty, too long or not valid Unicode."""
+    """Return the text. Raises ValueError where it is not a text, empty, too long or not valid Unicode."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError("There is no text; type some first.")
     if len(text) > most:
-        raise ValueError(f"The text has {len(text):,} characters, but at most {most:,} are read here; shorten it.")
-    return check_text(text)
+        raise ValueError(f"The text has {len(text):,} characters, and at most {most:,} are read here; shorten it.")
+    try:
+        return check_text(text)
+    except ValueError:
+        raise ValueError("The text contains a damaged character, half of an emoji for example; remove it.") from None
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 character`, `2 characters`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def shown_as_text(postprocess):
-    """A chatbot's `postprocess` whose messages look as they were written: a Chatbot takes tags out of a message, and
-    reads `&lt;` as `<`, with Markdown switched off too.
+    """A chatbot's `postprocess` whose messages look as they were written: a Chatbot removes tags from a message and
+    reads `&lt;` as `<`, even with Markdown switched off.
 
-    With a word joiner behind it, `<` begins no tag and `&` no entity. Entities instead would show where a message is
-    edited, and come back from there.
+    Followed by a word joiner, `<` begins no tag and `&` no entity. Entities instead would be visible where a message
+    is edited, and come back from there.
     """
 
     @wraps(postprocess)
@@ -57,11 +66,7 @@ def as_written(text: str) -> str:
 
 
 def in_one_sentence(function):
-    """`function`, or generator function, whose errors visitors see as one sentence.
-
-    The log gets neither the message nor the arguments, which could hold what a visitor has written: for a mistake of
-    the visitor's nothing, for one of ours the kind of error and its place in the code.
-    """
+    """`function`, or generator function, whose errors visitors see as one sentence, `sentence_of`."""
 
     @wraps(function)
     def generator(*args, **kwargs):
@@ -80,14 +85,40 @@ def in_one_sentence(function):
 def errors_for_visitors():
     try:
         yield
-    except (ValueError, OSError) as error:
-        raise refusal(" ".join(str(error).split())) from None
     except Exception as error:
-        places = "".join(traceback.format_tb(error.__traceback__))
-        logger.error("%s at\n%s", type(error).__name__, places)
-        raise refusal("Something went wrong here; the log says where. Please try another input.") from None
+        raise refusal(sentence_of(error)) from None
+
+
+def quiet_preprocess(block: gr.blocks.Block) -> None:
+    """Refuse what a component cannot read, such as text for a number, without writing it to the log."""
+    original = block.preprocess
+
+    @wraps(original)
+    def preprocess(payload):
+        try:
+            return original(payload)
+        except Exception:  # Gradio's own message, which goes to the log, holds the value
+            raise refusal(f"The value for {block.label or 'an input'!r} cannot be read; choose another.") from None
+
+    block.preprocess = preprocess
 
 
 def refusal(sentence: str) -> gr.Error:
-    # Gradio shows the message as HTML.
-    return gr.Error(html.escape(sentence.encode(errors="replace").decode(), quote=False), print_exception=False)
+    return gr.Error(for_notice(sentence), print_exception=False)
+
+
+def for_notice(sentence: str) -> str:
+    """Gradio shows the messages of errors and warnings as HTML."""
+    return html.escape(sentence.encode(errors="replace").decode(), quote=False)
+
+
+def sentence_of(error: Exception) -> str:
+    """What a visitor is told. The log gets neither the message nor the arguments, which could hold what a visitor has
+    written: for a mistake of the visitor's nothing, for one of ours the kind of error and its place in the code."""
+    if isinstance(error, gr.Error):
+        return html.unescape(error.message)
+    if isinstance(error, ValueError | OSError):
+        return " ".join(str(error).split())
+    places = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("%s at\n%s", type(error).__name__, places)
+    return "Something went wrong here; the log says where. Please try another input."

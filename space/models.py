@@ -1,10 +1,11 @@
-"""The models of the Space: embedded ones, those below one folder of this machine, and the Hub's, all of bounded size.
+"""The models of the Space: the embedded ones, those below one folder of this machine, and the Hub's, of bounded size.
 
 Only safetensors are read, and no code that comes with a checkpoint is run.
 """
 
 import json
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -23,6 +24,7 @@ EMBEDDED = {
     "assistant": ScratchGPT2ForCausalLM,
     "spam": ScratchGPT2ForSequenceClassification,
 }
+CLASSIFIER_ENDING = "ForSequenceClassification"
 LOCAL = "folder:"
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json"]
 HUB_FILES += ["tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json"]
@@ -48,7 +50,15 @@ class Checkpoints:
         self.local = Path(local).resolve() if local is not None else None
         self.loaded: OrderedDict[tuple[str, type], Loaded] = OrderedDict()
         self.downloaded: set[str] = set()
-        self.lock = Lock()
+        self.loading: set[tuple[str, type]] = set()
+        self.lock = Lock()  # held for moments, never while a model is downloaded or read
+        self.reading = Lock()  # two `from_pretrained` at the same time lose tied weights
+
+    def preload(self) -> None:
+        """Read the embedded models that are there, so that no visitor waits for them."""
+        for name, model_class in EMBEDDED.items():
+            if (self.embedded / name).is_dir():
+                self.load(name, model_class)
 
     def missing(self) -> str | None:
         """One sentence about the embedded models that are not there."""
@@ -61,36 +71,46 @@ class Checkpoints:
         )
 
     def choices(self, model_class: type) -> list[str]:
-        """Names to offer for `model_class`."""
+        """Names to offer for `model_class`: embedded models, and the folders that hold a loadable model."""
         names = [name for name, its_class in EMBEDDED.items() if its_class is model_class]
         names = [name for name in names if (self.embedded / name).is_dir()]
         if self.local is None or not self.local.is_dir():
             return names
-        folders = sorted(path.parent for path in self.local.glob("*/config.json"))
-        ending = "ForSequenceClassification"
-        wanted = model_class.__name__.endswith(ending)
-        return names + [
-            f"{LOCAL} {folder.name}" for folder in folders if any_ends(architectures(folder), ending) == wanted
-        ]
+        folders = sorted(path for path in self.local.iterdir() if path.resolve().is_relative_to(self.local))
+        return names + [f"{LOCAL} {folder.name}" for folder in folders if is_loadable(folder, model_class)]
 
     def load(self, name: str, model_class: type) -> Loaded:
         """The model in float32 for inference, and its tokenizer with the chat template of this project.
 
         Raises FileNotFoundError for a model that is not there or may not be looked for, and ValueError for one that
-        is not a GPT-2, too large or damaged.
+        is not a GPT-2, too large or damaged, and for one that another visitor is waiting for.
         """
         name = str(name or "").strip()
         key = (name, model_class)
-        if key in self.loaded:
-            return self.loaded[key]
         with self.lock:
-            if key not in self.loaded:
-                loaded = read(self.find(name), model_class)
+            if key in self.loaded:
+                return self.loaded[key]
+            if key in self.loading:
+                raise ValueError(f"The model {name!r} is being loaded; try again in a moment.")
+            self.loading.add(key)
+        try:
+            folder = self.find(name)
+            with self.reading:
+                loaded = read(folder, model_class)
+            with self.lock:
                 others = [other for other in self.loaded if other[0] not in EMBEDDED]
                 if name not in EMBEDDED and len(others) >= OTHERS_IN_MEMORY:
                     del self.loaded[others[0]]
                 self.loaded[key] = loaded
-            return self.loaded[key]
+            return loaded
+        finally:
+            with self.lock:
+                self.loading.discard(key)
+
+    def facts(self, name: str) -> dict:
+        """What an embedded model's `run.json` says, or nothing."""
+        file = self.embedded / name / "run.json"
+        return read_object(file) if name in EMBEDDED and file.is_file() else {}
 
     def find(self, name: str) -> Path:
         if name in EMBEDDED:
@@ -106,8 +126,8 @@ class Checkpoints:
             validate_repo_id(name)
         except HFValidationError:
             raise FileNotFoundError(
-                f"{name[:50]!r} is no model; choose one of the list, or the Hub id of a GPT-2, as in "
-                "openai-community/gpt2."
+                f"{name[:50]!r} is not the name of a model; choose one from the list, or give the Hub id of a GPT-2, "
+                "such as openai-community/gpt2."
             ) from None
         return self.download(name)
 
@@ -120,21 +140,24 @@ class Checkpoints:
 
     def download(self, name: str) -> Path:
         if name not in self.downloaded and len(self.downloaded) >= MAX_DOWNLOADS:
-            raise ValueError(f"{MAX_DOWNLOADS} models have been downloaded since the start; choose one in the list.")
+            raise ValueError(
+                f"{MAX_DOWNLOADS} models have been downloaded, and no more are until the next start; choose one from "
+                "the list."
+            )
         try:
             if constants.HF_HUB_OFFLINE:
                 return Path(snapshot_download(name, allow_patterns=HUB_FILES, local_files_only=True))
             revision = HfApi().model_info(name, timeout=10).sha
             files = HfApi().list_repo_tree(name, recursive=True, revision=revision)
-            check_size(name, sum(file.size for file in files if file.path.endswith(".safetensors")))
+            check_bytes(name, sum(file.size for file in files if file.path.endswith(".safetensors")))
             self.downloaded.add(name)
             return Path(snapshot_download(name, revision=revision, allow_patterns=HUB_FILES))
         except ValueError:
             raise
         except Exception as error:  # httpx's, huggingface_hub's and the system's
             raise FileNotFoundError(
-                f"{name!r} could not be had from the Hugging Face Hub (no network, no such model, or no access); "
-                "choose one of the list."
+                f"{name!r} could not be downloaded from the Hugging Face Hub (no network, no such model or no "
+                "access); choose one from the list."
             ) from error
 
 
@@ -156,7 +179,7 @@ def read_adapter(folder: Path, model_class: type) -> Loaded:
     try:
         model = PeftModel.from_pretrained(model, folder).merge_and_unload()
     except RuntimeError:  # sizes that differ
-        raise ValueError(f"The adapter {folder.name!r} does not fit its base {base.name!r}.") from None
+        raise ValueError(f"The adapter {folder.name!r} does not fit its base {base.name!r}; choose another.") from None
     return for_inference(model), tokenizer_of(folder if (folder / "tokenizer.json").is_file() else base)
 
 
@@ -166,24 +189,29 @@ def check_adapter(folder: Path, model_class: type) -> Path:
     Raises ValueError for an adapter of another task or a classifier without its labels, and FileNotFoundError where
     its weights or its base are missing.
     """
-    adapter = read_json(folder / "adapter_config.json")
+    adapter = read_object(folder / "adapter_config.json")
     is_classifier = model_class is ScratchGPT2ForSequenceClassification
-    task = "SEQ_CLS" if is_classifier else "CAUSAL_LM"
-    if adapter.get("task_type") != task:
-        raise ValueError(f"The adapter {folder.name!r} has task_type {adapter.get('task_type')!r}; {task} is needed.")
+    if adapter.get("task_type") != ("SEQ_CLS" if is_classifier else "CAUSAL_LM"):
+        wanted = "classifies texts, such as spam" if is_classifier else "writes texts, such as base"
+        raise ValueError(f"The adapter {folder.name!r} is for another task; choose a model that {wanted}.")
     if is_classifier and not (folder / "config.json").is_file():
-        raise ValueError(f"The adapter {folder.name!r} needs a config.json with its labels beside it.")
+        raise ValueError(f"The adapter {folder.name!r} has no config.json that names its labels; add one.")
     base = folder.parent / Path(str(adapter.get("base_model_name_or_path"))).name
     if not (folder / "adapter_model.safetensors").is_file() or not (base / "config.json").is_file():
         raise FileNotFoundError(
-            f"The adapter {folder.name!r} needs adapter_model.safetensors, and its base {base.name!r} beside it."
+            f"The adapter {folder.name!r} needs the file adapter_model.safetensors and its base {base.name!r} in the "
+            "folder beside it."
         )
     check_checkpoint(base, ScratchGPT2ForCausalLM)
     return base
 
 
 def for_inference(model: PreTrainedModel) -> PreTrainedModel:
-    return model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    if isinstance(model, ScratchGPT2ForCausalLM):  # a classifier's words are weighed with gradients
+        with suppress(ValueError):  # this machine or torch cannot
+            model.optimize_for_inference()
+    return model
 
 
 def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
@@ -192,25 +220,38 @@ def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def is_loadable(folder: Path, model_class: type) -> bool:
+    """Whether the folder holds a model of this kind, as far as its small files tell."""
+    try:
+        if (folder / "adapter_config.json").is_file():
+            check_adapter(folder, model_class)
+        else:
+            check_checkpoint(folder, model_class)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
 def check_checkpoint(folder: Path, model_class: type) -> None:
-    """Raise ValueError before anything large is read, for what is no GPT-2, holds no safetensors or is too large."""
+    """Raise ValueError, before anything large is read, for what is not a GPT-2, has no safetensors or is too large."""
     weights = list(folder.glob("*.safetensors"))
     if not weights:
         raise ValueError(f"{folder.name!r} holds no .safetensors file, the only format that is read here.")
     if (folder / "hparams.json").exists() or (folder / "ckpt.pt").exists():
         raise ValueError(f"{folder.name!r} holds a checkpoint of another format; only safetensors are read here.")
-    check_size(folder.name, sum(file.stat().st_size for file in weights))
-    config = read_json(folder / "config.json")
+    check_bytes(folder.name, sum(file.stat().st_size for file in weights))
+    config = read_object(folder / "config.json")
     if config.get("model_type") not in ("gpt2", "scratch_gpt2"):
-        raise ValueError(f"{folder.name!r} is no GPT-2 (its model_type is {str(config.get('model_type'))[:50]!r}).")
-    needs_head = model_class is ScratchGPT2ForSequenceClassification
-    if needs_head and not any_ends(config.get("architectures") or [], "ForSequenceClassification"):
-        raise ValueError(f"{folder.name!r} is no classifier; choose one, such as spam.")
+        raise ValueError(f"{folder.name!r} is not a GPT-2; its model_type is {str(config.get('model_type'))[:50]!r}.")
+    is_classifier = any(str(name).endswith(CLASSIFIER_ENDING) for name in config.get("architectures") or [])
+    if is_classifier != (model_class is ScratchGPT2ForSequenceClassification):
+        lacks, such_as = ("write", "base") if is_classifier else ("classify", "spam")
+        raise ValueError(f"{folder.name!r} does not {lacks} texts; choose a model that does, such as {such_as}.")
     if (count := count_parameters(config)) > MAX_PARAMETERS:
         raise ValueError(f"{folder.name!r} has {count:,} parameters; at most {MAX_PARAMETERS:,} are loaded here.")
 
 
-def check_size(name: str, size: int) -> None:
+def check_bytes(name: str, size: int) -> None:
     if not 0 < size <= MAX_CHECKPOINT_BYTES:
         raise ValueError(
             f"{name!r} has {size:,} bytes of safetensors; between 1 and {MAX_CHECKPOINT_BYTES:,} are loaded here."
@@ -227,22 +268,11 @@ def count_parameters(config: dict) -> int:
     return (vocab + positions) * width + layers * (4 * width**2 + 2 * width * (inner or 4 * width))
 
 
-def architectures(folder: Path) -> list[str]:
-    try:
-        return read_json(folder / "config.json").get("architectures") or []
-    except ValueError:
-        return []
-
-
-def any_ends(names: list[str], ending: str) -> bool:
-    return any(str(name).endswith(ending) for name in names)
-
-
-def read_json(file: Path) -> dict:
+def read_object(file: Path) -> dict:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         content = None
     if not isinstance(content, dict):
-        raise ValueError(f"{file.parent.name!r} has no readable config.json.")
+        raise ValueError(f"{file.parent.name!r} has no readable {file.name}; save the model again.")
     return content

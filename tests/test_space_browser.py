@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -18,9 +19,12 @@ pytest.importorskip("playwright", reason="the browser test needs pip install pla
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "space"))
 
 import app
+import classifier
 import generation
 import handlers
 import models
+import page as space_page
+import walk
 from playwright import sync_api
 from test_space import folder  # noqa: F401  (a fixture)
 
@@ -37,7 +41,8 @@ INJECTION = (
 def address(request):
     given = os.environ.get("SPACE_CHECKPOINTS")
     checkpoints = models.Checkpoints(given or request.getfixturevalue("folder"))
-    demo = app.build(checkpoints)
+    checkpoints.preload()
+    demo = space_page.build(checkpoints)
     _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, **app.launch_options())
     yield address
     demo.close()
@@ -51,18 +56,27 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def page(browser, address):
-    page = browser.new_page(viewport={"width": 1200, "height": 900})
+def visit(browser, address, width=1280, height=800, theme="light"):
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=theme)
     page.set_default_timeout(PATIENCE)
-    page.strangers = set()
+    page.strangers, page.shot = set(), f"{theme}-{width}"
     page.on("request", lambda request: page.strangers.add(urlparse(request.url).hostname))
-    page.goto(address)
-    page.get_by_role("tab", name="Chat").wait_for()
-    yield page
+    page.goto(f"{address}?__theme={theme}")
+    page.get_by_role("tab", name="Look inside").wait_for()
+    return page
+
+
+def leave(page) -> None:
     assert page.strangers <= {"127.0.0.1", "localhost", None, ""}, "the page has asked other servers"
     assert page.title() != "broken"
     page.close()
+
+
+@pytest.fixture
+def page(browser, address):
+    page = visit(browser, address)
+    yield page
+    leave(page)
 
 
 @pytest.fixture
@@ -80,13 +94,13 @@ def slow_steps(monkeypatch):
 
 
 def open_tab(page, name: str):
-    page.get_by_role("tab", name=name).click()
+    page.get_by_role("tab", name=name, exact=True).click()
 
 
 def keep(page, name: str) -> None:
     if target := os.environ.get("SPACE_SCREENSHOTS"):
         Path(target).mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=Path(target, f"{name}.png"))
+        page.screenshot(path=Path(target, f"{page.shot}-{name}.png"))
 
 
 def wait_until(condition, seconds: float = 60) -> None:
@@ -102,21 +116,124 @@ def stands_still(steps) -> bool:
     return len(steps) == before
 
 
+def press(page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def focused(page) -> str:
+    return page.evaluate("document.activeElement.getAttribute('aria-label') || document.activeElement.tagName")
+
+
+def message_box(page):
+    return page.get_by_role("textbox", name="Message")
+
+
+def heads(page):
+    return page.locator("#heads button")
+
+
+def test_the_page_opens_on_a_computed_walk(page):
+    heads(page).first.wait_for()
+    assert page.locator("#overview a").count() == 7
+    assert "".join(page.locator("#step-tokens li").all_inner_texts()).startswith("O")
+    for picture in (".vectors img", ".arcs path", "#ablation li", ".neurons", ".lens td", ".columns i"):
+        assert page.locator(picture).count() > 0, picture
+    assert "tokens can be drawn" in page.locator("#left").inner_text()
+    assert page.get_by_text("What the prediction").count() == 0 and page.locator(".toast-body").count() == 0
+    keep(page, "look_inside")
+
+
+def test_a_walk_from_left_to_right(page):
+    heads(page).first.wait_for()
+    box = page.get_by_label("Sentence")
+    box.fill("The <b>king</b> said that the")
+    box.press("Enter")
+    tokens = page.locator("#step-tokens li")
+    wait_until(lambda: "<" in "".join(tokens.all_inner_texts()))
+    assert page.locator(".arcs b, .chips b, .lens b").count() == 0
+    layers = page.locator("#step-attention input[type=radio]")
+    assert layers.count() == 2  # those of the model
+    before = page.locator("#heads").inner_html()
+    layers.first.check()
+    wait_until(lambda: page.locator("#heads").inner_html() != before)
+    heads(page).nth(2).click()
+    wait_until(lambda: heads(page).nth(2).get_attribute("aria-pressed") == "true")
+    assert "without head 3 of layer 1" in page.locator("#ablation").inner_text()
+    wait_until(lambda: page.evaluate("document.activeElement.dataset.pick") == "head 2")
+    token = page.locator(".arcs .token").nth(3)
+    token.locator("rect").hover()
+    assert token.locator("path").first.is_visible()
+    assert not page.locator(".arcs .token").nth(2).locator("path").first.is_visible()
+    box.fill("something else that has not been looked at")  # the steps stay with the sentence of the others
+    page.get_by_label("number input for Top-k (0: all)").fill("3")
+    page.get_by_label("number input for Top-k (0: all)").press("Tab")
+    wait_until(lambda: page.locator("#left").inner_text().startswith("3 of "))
+    press(page, "Write 40 tokens")
+    text = page.locator("#step-cache textarea")
+    wait_until(lambda: text.input_value().startswith("The <b>king</b> said that the") and len(text.input_value()) > 40)
+    keep(page, "walk")
+
+
+def test_a_preset_is_looked_at_and_a_long_sentence_says_what_is_left_out(page):
+    heads(page).first.wait_for()
+    page.get_by_role("button", name=walk.PRESETS[3]).click()
+    wait_until(lambda: page.locator("#step-tokens li").first.inner_text().startswith("o"))
+    page.get_by_label("Sentence").fill("cat " * 100)
+    press(page, "Look")
+    page.get_by_text("The walk shows the first 64 tokens").wait_for()
+    assert page.locator("#step-tokens li").count() == 64
+
+
+@pytest.mark.parametrize(
+    ("message", "model", "reason"),
+    [
+        ("", "", "There is no text; type some first."),
+        ("word " * 500, "", "shorten it."),
+        ("Tell me", "../../etc", "is not the name of a model"),
+        ("Tell me", "nobody/nothing", "could not be downloaded from the Hugging Face Hub"),
+        ("Tell me", "folder: broken", "choose another."),
+    ],
+    ids=["empty", "long", "invalid", "offline", "folder"],
+)
+def test_a_refusal_ends_no_chat(page, message, model, reason):
+    open_tab(page, "Chat")
+    box = message_box(page)
+    if model:
+        page.get_by_text("Model and settings").locator("visible=true").click()
+        choice = page.get_by_label("Model", exact=True).locator("visible=true")
+        choice.fill(model)
+        choice.press("Enter")
+    box.fill(message)
+    box.press("Enter")
+    page.locator(".notice").locator("visible=true").filter(has_text=reason).first.wait_for()
+    assert box.input_value() == message and box.is_enabled() and focused(page) == "TEXTAREA"
+    if model:
+        choice.fill("assistant")
+        choice.press("Enter")
+    box.fill("the cat")
+    box.press("Enter")
+    page.get_by_label("Retry").first.wait_for()
+    assert box.input_value() == "" and page.get_by_test_id("user").count() == 1
+
+
 def test_chat_streams_stops_and_retries(page, slow_steps):
-    box = page.get_by_placeholder("Ask something")
+    open_tab(page, "Chat")
+    box = message_box(page)
     box.fill(INJECTION)
     box.press("Enter")
-    answer = page.locator(".bot.message, .message.bot").last
+    answer = page.get_by_test_id("bot").last
     wait_until(lambda: len(slow_steps) > 4)
     early = answer.inner_text()
     wait_until(lambda: answer.inner_text() != early)
-    keep(page, "chat")
-    page.locator("button.stop-button, .stop-button").first.click()
+    assert box.is_enabled() and focused(page) == "TEXTAREA"
+    page.get_by_role("button", name="Stop", exact=True).locator("visible=true").click()
     wait_until(lambda: stands_still(slow_steps))
-    assert len(slow_steps) < 110
+    assert len(slow_steps) < 190
     count = len(slow_steps)
     page.get_by_label("Retry").first.click()
     wait_until(lambda: len(slow_steps) > count)
+    page.get_by_role("button", name="Stop", exact=True).locator("visible=true").click()
+    assert page.get_by_role("button", name="Send").is_visible()
 
 
 def test_chat_shows_text_as_text(page, monkeypatch):
@@ -128,7 +245,8 @@ def test_chat_shows_text_as_text(page, monkeypatch):
             yield INJECTION[:end], []
 
     monkeypatch.setattr(handlers, "write_text", echo)
-    box = page.get_by_placeholder("Ask something")
+    open_tab(page, "Chat")
+    box = message_box(page)
     box.fill(INJECTION + " &lt;i&gt;")
     box.press("Enter")
     answer = page.get_by_test_id("bot").last
@@ -144,14 +262,14 @@ def read(message) -> str:
     return message.inner_text().replace("\u2060", "").strip()
 
 
-def test_an_edited_message_gets_another_answer(page):
-    box = page.get_by_placeholder("Ask something")
-    box.fill("the cat <b>sat</b>")
-    box.press("Enter")
+def test_an_example_is_asked_and_an_edited_message_gets_another_answer(page):
+    open_tab(page, "Chat")
+    page.get_by_role("button", name=space_page.STARTERS[0]).click()
+    wait_until(lambda: read(page.get_by_test_id("user").last) == space_page.STARTERS[0])
     page.get_by_label("Retry").first.wait_for()  # the answer's next piece would close the editor
     page.get_by_label("Edit").first.click()
     editor = page.locator('[aria-label="chatbot conversation"] textarea').first
-    assert editor.input_value().replace("\u2060", "") == "the cat <b>sat</b>"
+    assert editor.input_value().replace("\u2060", "") == space_page.STARTERS[0]
     editor.fill("the hat <i>sat</i>")
     page.get_by_label("Submit").first.click()
     wait_until(lambda: read(page.get_by_test_id("user").last) == "the hat <i>sat</i>")
@@ -161,83 +279,193 @@ def test_an_edited_message_gets_another_answer(page):
 
 def test_a_closed_tab_ends_its_work(page, slow_steps):
     open_tab(page, "Complete")
-    page.get_by_role("button", name="Write", exact=True).click()
+    press(page, "Write")
     wait_until(lambda: len(slow_steps) > 3)
     page.goto("about:blank")
     wait_until(lambda: stands_still(slow_steps))
-    assert len(slow_steps) < 110
+    assert len(slow_steps) < 190
 
 
-def test_complete_streams_stops_and_shows_alternatives(page, slow_steps):
+def test_a_text_grows_in_place_and_continues_with_an_alternative(page, slow_steps):
     open_tab(page, "Complete")
-    text = page.locator("#completion textarea")
-    page.get_by_role("button", name="Write", exact=True).click()
-    wait_until(lambda: len(slow_steps) > 5)
-    early = text.input_value()
-    wait_until(lambda: len(text.input_value()) > len(early))
-    page.get_by_role("button", name="Stop", exact=True).click()
+    written, tokens = page.locator(".written"), page.locator(".written > [role=button]")
+    press(page, "Write")
+    wait_until(lambda: len(slow_steps) > 12)
+    early = written.inner_text()
+    wait_until(lambda: len(written.inner_text()) > len(early))
+    page.get_by_role("button", name="Stop", exact=True).locator("visible=true").click()
     wait_until(lambda: stands_still(slow_steps))
-    assert len(slow_steps) < 110 and text.input_value().startswith("Once upon a time")
-    page.locator(".textfield .token").nth(2).click()
-    title = page.get_by_label("Alternatives")
-    wait_until(lambda: "had a probability of" in title.input_value())
+    assert written.inner_text().startswith("Once upon a time") and len(slow_steps) < 190
+    tokens.nth(2).focus()
+    page.keyboard.press("ArrowRight")
+    fourth = tokens.nth(3).get_attribute("data-pick")
+    assert page.evaluate("document.activeElement.dataset.pick") == fourth
+    page.keyboard.press("Enter")
+    popover = page.locator(".popover")
+    popover.wait_for()
+    token, below = tokens.nth(3).bounding_box(), popover.bounding_box()
+    assert 0 <= below["y"] - token["y"] < 60 and below["y"] + below["height"] > 0
+    assert popover.get_by_text("drawn").count() == 1
+    wait_until(lambda: page.evaluate("document.activeElement.closest('.popover') !== null"))
     keep(page, "complete")
-    assert page.get_by_text("drawn", exact=True).count() >= 1
+    page.keyboard.press("Escape")
+    wait_until(lambda: popover.count() == 0)
+    wait_until(
+        lambda: page.evaluate("document.activeElement.dataset.pick") == tokens.nth(3).get_attribute("data-pick")
+    )
+    tokens.nth(3).click()
+    kept = [tokens.nth(n).inner_text() for n in range(3)]
+    count = len(slow_steps)
+    page.locator(".popover button.bar").first.click()
+    wait_until(lambda: len(slow_steps) > count + 2)
+    assert popover.count() == 0 and [tokens.nth(n).inner_text() for n in range(3)] == kept
+    page.get_by_role("button", name="Stop", exact=True).locator("visible=true").click()
+    wait_until(lambda: stands_still(slow_steps))
 
 
-def test_spam_shows_probabilities_words_and_sorts_a_file(page, tmp_path):
-    open_tab(page, "Spam or not")
-    page.get_by_label("Message").fill("Win a FREE prize now! " + INJECTION)
-    page.get_by_role("button", name="Spam or not?").click()
-    note = page.get_by_label("How to read this")
-    wait_until(lambda: "speak for" in note.input_value())
-    assert page.get_by_text("<script>").count() >= 1
+def test_a_text_that_ends_says_so_and_another_seed_writes_another(page, monkeypatch):
+    original = generation.next_step
+
+    def ending(model, seen, *arguments):
+        step = original(model, seen, *arguments)
+        length = 12 + seen[0, 0].item()
+        return replace(step, token=model.config.eos_token_id) if seen.shape[1] > length else step
+
+    monkeypatch.setattr(generation, "next_step", ending)
+    open_tab(page, "Complete")
+    page.get_by_label("Prompt").fill("T")
+    press(page, "Write")
+    written = page.locator(".written")
+    written.get_by_text("the end").wait_for()
+    first = written.inner_text()
+    press(page, "Write with another seed")
+    wait_until(lambda: written.inner_text() not in (first, ""))
+
+
+def test_the_verdict_comes_before_the_words(page, monkeypatch):
+    started, original = [], classifier.attribution_steps
+
+    def slow(*arguments):
+        started.append(arguments[2])
+        for words in original(*arguments):
+            time.sleep(0.5)
+            yield words
+
+    monkeypatch.setattr(classifier, "attribution_steps", slow)
+    open_tab(page, "Spam")
+    box = page.get_by_label("Text message")
+    box.fill("Win a FREE prize now! " + INJECTION)
+    press(page, "Spam or not?")
+    page.locator("#words .notice").wait_for()  # instead of the words of the first message
+    assert "FREE" not in page.locator("#words").inner_text()
+    wait_until(lambda: "FREE" in page.locator("#words").inner_text())
+    assert page.get_by_text("<script>").count() >= 1 and page.get_by_text("speaks for spam").count() == 1
     keep(page, "spam")
-    (tmp_path / "texts.csv").write_text("text\nhello there\n<b>you</b> have won\n")
+    box.fill("another text altogether")
+    box.press("Enter")
+    wait_until(lambda: started[-1] == "another text altogether")
+    wait_until(lambda: "altogether" in page.locator("#words").inner_text())
+
+
+def test_a_file_with_semicolons_is_sorted(page, tmp_path):
+    open_tab(page, "Spam")
+    page.get_by_text("Many at once").click()
+    (tmp_path / "texts.csv").write_bytes(
+        "id;body;n\n1;hello thére;2\n2;;3\n3;<b>you</b> have won;4\n".encode("cp1252")
+    )
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "texts.csv")
+    column = page.get_by_label("Column of the texts")
+    wait_until(lambda: column.input_value() == "body")
+    press(page, "Sort the file")
+    note = page.locator(".notice").locator("visible=true").filter(has_text="3 rows: ")
+    note.wait_for()
+    assert "1 without text" in note.inner_text()
+    with page.expect_download() as download:
+        page.get_by_text("Download the results").click()
+    rows = Path(download.value.path()).read_text(encoding="utf-8").splitlines()
+    assert rows[0] == "id,body,n,label,probability,note" and rows[2] == "2,,3,,,no text"
+    assert rows[1].startswith("1,hello thére,2,") and "<b>you</b> have won" in rows[3]
+
+
+def test_a_file_without_a_column_of_texts_is_asked_about(page, tmp_path):
+    open_tab(page, "Spam")
+    page.get_by_text("Many at once").click()
+    (tmp_path / "texts.csv").write_text("a,b\n1,hello\n")
     page.locator("input[type=file]").first.set_input_files(tmp_path / "texts.csv")
     page.get_by_text("texts.csv").first.wait_for()
-    page.get_by_role("button", name="Sort the file").click()
-    result = page.get_by_label("Result", exact=True)
-    wait_until(lambda: result.input_value().startswith("2 rows: "))
-    with page.expect_download() as download:
-        page.locator("a[href*='results.csv']").first.click()
-    assert "<b>you</b> have won" in Path(download.value.path()).read_text()
-
-
-def test_look_inside_from_left_to_right(page):
-    open_tab(page, "Look inside")
-    page.get_by_label("Sentence").fill("The <b>king</b> said that the")
-    page.get_by_role("button", name="Look", exact=True).click()
-    count = page.get_by_label("Count")
-    wait_until(lambda: "characters became" in count.input_value())
-    keep(page, "tokens")
-    open_tab(page, "2 Attention")
-    page.locator(".js-plotly-plot .heatmaplayer image").first.wait_for()
-    assert page.locator(".js-plotly-plot b").count() == 0
-    keep(page, "attention")
-    open_tab(page, "3 Layers")
-    page.get_by_text("last layer").first.wait_for()
-    keep(page, "layers")
-    open_tab(page, "4 Next token")
-    title = page.locator(".js-plotly-plot .gtitle").last
-    wait_until(lambda: "can be drawn" in (title.text_content() or ""))
-    page.get_by_label("number input for Top-k (0: all)").fill("3")
-    wait_until(lambda: (page.locator(".js-plotly-plot .gtitle").last.text_content() or "").startswith("3 of "))
-    keep(page, "next_token")
-    open_tab(page, "5 Memory")
-    page.get_by_role("button", name="Write 40 tokens").click()
-    size = page.get_by_label("Size")
-    wait_until(lambda: "Each new token adds" in size.input_value())
-    early = size.input_value()
-    wait_until(lambda: size.input_value() != early)
-    keep(page, "memory")
+    press(page, "Sort the file")
+    page.get_by_text("choose the column of the texts from a, b.").wait_for()
+    column = page.get_by_label("Column of the texts")
+    column.fill("b")
+    column.press("Enter")
+    press(page, "Sort the file")
+    page.locator(".notice").locator("visible=true").filter(has_text="1 row: 1 ").wait_for()
 
 
 def test_an_error_is_one_sentence_shown_as_text(page):
     open_tab(page, "Complete")
-    model = page.get_by_label("Model").locator("visible=true").first
+    page.get_by_text("Model and settings").locator("visible=true").click()
+    model = page.get_by_label("Model", exact=True).locator("visible=true").first
     model.fill("<img src=x onerror=\"document.title='broken'\">")
     model.press("Enter")
-    page.get_by_role("button", name="Write", exact=True).click()
-    page.get_by_text("is no model; choose one of the list").wait_for()
+    press(page, "Write")
+    page.get_by_text("is not the name of a model; choose one from the list").first.wait_for()
     assert page.locator("img[src=x]").count() == 0
+
+
+def use_every_tab(page):
+    """Each tab in turn, with something on it."""
+    heads(page).first.wait_for()
+    yield "Look inside"
+    open_tab(page, "Complete")
+    press(page, "Write")
+    page.locator(".written > [role=button]").nth(9).wait_for()
+    page.get_by_role("button", name="Stop", exact=True).locator("visible=true").click()
+    page.wait_for_timeout(500)
+    page.locator(".written > [role=button]").nth(3).click()
+    page.locator(".popover").wait_for()
+    yield "Complete"
+    open_tab(page, "Chat")
+    message_box(page).fill("the cat")
+    press(page, "Send")
+    page.get_by_label("Retry").first.wait_for()
+    yield "Chat"
+    open_tab(page, "Spam")
+    page.locator("#words .for, #words .against").first.wait_for()  # of the first message
+    page.get_by_text("Many at once").click()
+    yield "Spam"
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_no_serious_violation(browser, address, theme):
+    axe = pytest.importorskip("axe_playwright_python", reason="axe-core comes with pip install axe-playwright-python")
+    script = (Path(axe.__path__[0]) / "axe.min.js").read_text(encoding="utf-8")
+    page = visit(browser, address, theme=theme)
+    for tab in use_every_tab(page):
+        page.evaluate(script)
+        found = page.evaluate(
+            "axe.run(document, {resultTypes: ['violations']}).then(({violations}) => violations.map(v => "
+            "[v.impact, v.id, v.nodes.map(n => n.target.join(' ') + ': ' + n.failureSummary)]))"
+        )
+        keep(page, tab.lower().replace(" ", "_"))
+        assert [one for one in found if one[0] in ("serious", "critical")] == [], tab
+    leave(page)
+
+
+TOO_SMALL = """() => [...document.querySelectorAll('button, a, select, input, [role=tab]')].filter(item => {
+  const target = item.closest('label') || item, box = target.getBoundingClientRect();
+  return box.width && item.checkVisibility() && box.height < 44 && !item.closest('footer');
+}).map(item => item.outerHTML.slice(0, 120))"""
+
+
+def test_a_phone_shows_every_tab_without_scrolling_aside(browser, address):
+    page = visit(browser, address, 390, 844)
+    for tab in use_every_tab(page):
+        assert page.locator(".overflow-menu").first.is_hidden(), "tabs are hidden behind a menu"
+        assert page.evaluate("document.documentElement.scrollWidth") == 390, tab
+        assert page.evaluate(TOO_SMALL) == [], tab
+        keep(page, tab.lower().replace(" ", "_"))
+        if tab == "Complete":
+            bottom = page.get_by_role("button", name="Stop", exact=True).locator("visible=true").bounding_box()
+            assert page.locator(".written").bounding_box()["y"] - (bottom["y"] + bottom["height"]) < 130
+    leave(page)

@@ -3,7 +3,9 @@
 import json
 import shutil
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -32,14 +34,17 @@ def test_local_models_stay_below_their_folder(folder, tmp_path):
             (target / file.name).write_bytes(file.read_bytes())
     (inside / "link").symlink_to(outside)
     local = models.Checkpoints(folder, inside)
-    assert local.choices(LANGUAGE)[:3] == ["base", "assistant", "folder: link"]
+    assert local.choices(LANGUAGE)[:3] == ["base", "assistant", "folder: mine"]
     assert local.choices(CLASSIFIER) == ["spam"]
+    (inside / "broken").mkdir()
+    (inside / "broken" / "config.json").write_text('{"model_type": "gpt2"}')
+    assert local.choices(LANGUAGE) == ["base", "assistant", "folder: mine"]
     local.load("folder: mine", LANGUAGE)
     for name in ("../secret", "link", str(outside), ".", "", "mine/../../secret", "a\0b", "nothing"):
         with pytest.raises(FileNotFoundError, match="There is no folder"):
             local.load(f"folder: {name}", LANGUAGE)
     for name in ("../secret", str(outside), "a b", "x/y/z", "", "a\nb"):
-        with pytest.raises(FileNotFoundError, match="is no model; choose one of the list"):
+        with pytest.raises(FileNotFoundError, match="is not the name of a model; choose one from the list"):
             local.load(name, LANGUAGE)
     with pytest.raises(FileNotFoundError, match="There is no folder"):
         models.Checkpoints(folder).load("folder: mine", LANGUAGE)
@@ -80,9 +85,53 @@ def test_adapters_are_merged_into_the_base_beside_them(adapters, monkeypatch):
         states = [part.base_model(ids).last_hidden_state for part in (model, base)]
         assert not torch.allclose(*states, atol=1e-3)
     desk = handlers.Handlers(checkpoints)
-    *_, (answer, _) = desk.chat("the cat?", [], "assistant", 0.7, 0.9, 5)
-    assert answer
-    assert set(desk.classify("spam", SENTENCE)[0]) == {"ham", "spam"}
+    *_, (_, talk, _) = desk.chat("the cat?", [], "assistant", 0.7, 0.9, 5)
+    assert talk[-1]["role"] == "assistant" and talk[-1]["content"]
+    assert set(desk.classify("spam", SENTENCE)[0]) == {"not spam", "spam"}
+
+
+def test_one_visitors_download_keeps_nobody_else_waiting(folder, monkeypatch):
+    """Whoever asks for the same model is told to wait."""
+    checkpoints, reading, may_end = models.Checkpoints(folder), Event(), Event()
+    original = checkpoints.find
+
+    def slow(name):
+        if name == "assistant":
+            reading.set()
+            assert may_end.wait(20)
+        return original(name)
+
+    monkeypatch.setattr(checkpoints, "find", slow)
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(checkpoints.load, "assistant", LANGUAGE)
+        assert reading.wait(20)
+        checkpoints.load("base", LANGUAGE)
+        with pytest.raises(ValueError) as error:
+            checkpoints.load("assistant", LANGUAGE)
+        assert str(error.value) == "The model 'assistant' is being loaded; try again in a moment."
+        assert not loading.done()
+        may_end.set()
+        assert loading.result() == checkpoints.load("assistant", LANGUAGE)
+    with pytest.raises(FileNotFoundError):
+        checkpoints.load("nothing there", LANGUAGE)
+    with pytest.raises(FileNotFoundError):  # and not "is being loaded"
+        checkpoints.load("nothing there", LANGUAGE)
+
+
+def test_models_that_are_read_at_the_same_time_keep_their_weights(folder):
+    """transformers switches the tying of weights off for the whole process while it reads a model."""
+    for _ in range(3):
+        checkpoints = models.Checkpoints(folder)
+        with ThreadPoolExecutor(3) as pool:
+            loaded = list(pool.map(checkpoints.load, models.EMBEDDED, models.EMBEDDED.values()))
+        for model, _ in loaded[:2]:
+            assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
+
+
+def test_embedded_models_are_loaded_before_anybody_comes(folder):
+    checkpoints = models.Checkpoints(folder)
+    checkpoints.preload()
+    assert set(checkpoints.loaded) == set(models.EMBEDDED.items())
 
 
 def test_an_adapter_that_does_not_fit_is_refused(adapters):
@@ -91,24 +140,27 @@ def test_an_adapter_that_does_not_fit_is_refused(adapters):
             models.Checkpoints(adapters).load(name, model_class)
         return str(error.value)
 
-    expected = "The adapter 'spam' has task_type 'SEQ_CLS'; CAUSAL_LM is needed."
+    expected = "The adapter 'spam' is for another task; choose a model that writes texts, such as base."
     assert message("spam", LANGUAGE) == expected
-    assert message("assistant", CLASSIFIER) == "The adapter 'assistant' has task_type 'CAUSAL_LM'; SEQ_CLS is needed."
+    expected = "The adapter 'assistant' is for another task; choose a model that classifies texts, such as spam."
+    assert message("assistant", CLASSIFIER) == expected
     (adapters / "spam" / "config.json").unlink()
-    assert message("spam", CLASSIFIER) == "The adapter 'spam' needs a config.json with its labels beside it."
+    assert message("spam", CLASSIFIER) == "The adapter 'spam' has no config.json that names its labels; add one."
     config = ScratchGPT2Config.from_pretrained(adapters / "base")
     config.n_embd = 16
     ScratchGPT2ForCausalLM(config).save_pretrained(adapters / "base")
-    assert message("assistant", LANGUAGE) == "The adapter 'assistant' does not fit its base 'base'."
+    assert message("assistant", LANGUAGE) == "The adapter 'assistant' does not fit its base 'base'; choose another."
     shutil.rmtree(adapters / "base")
-    expected = "The adapter 'assistant' needs adapter_model.safetensors, and its base 'base' beside it."
+    expected = (
+        "The adapter 'assistant' needs the file adapter_model.safetensors and its base 'base' in the folder beside it."
+    )
     assert message("assistant", LANGUAGE) == expected
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "bert"}, "'mine' is no GPT-2 (its model_type is 'bert')."),
+        ({"model_type": "bert"}, "'mine' is not a GPT-2; its model_type is 'bert'."),
         ({"n_layer": 10**6}, "'mine' has 12,288,025,664 parameters; at most 400,000,000 are loaded here."),
     ],
 )
@@ -123,7 +175,7 @@ def test_what_is_too_large_or_no_gpt2_is_not_loaded(folder, tmp_path, change, me
     with pytest.raises(ValueError) as error:
         local.load("folder: mine", LANGUAGE)
     assert str(error.value) == message
-    with pytest.raises(ValueError, match="'base' is no classifier"):
+    with pytest.raises(ValueError, match="'base' does not classify texts; choose a model"):
         local.load("base", CLASSIFIER)
     (target / "model.safetensors").rename(target / "pytorch_model.bin")
     with pytest.raises(ValueError, match="'mine' holds no "):
@@ -183,8 +235,11 @@ def test_downloads_are_bounded(hub, folder, monkeypatch):
     bounds = f"between 1 and {2 * size:,} are loaded here."
     assert message("alice/split") == f"'alice/split' has {4 * size:,} bytes of safetensors; {bounds}"
     assert message("alice/none") == f"'alice/none' has 0 bytes of safetensors; {bounds}"
-    assert "could not be had from the Hugging Face Hub" in message("alice/nothing")
+    assert "could not be downloaded from the Hugging Face Hub" in message("alice/nothing")
     assert downloads(hub) == []
     checkpoints.load("alice/one", LANGUAGE)
-    assert message("alice/two") == "1 models have been downloaded since the start; choose one in the list."
+    assert (
+        message("alice/two")
+        == "1 models have been downloaded, and no more are until the next start; choose one from the list."
+    )
     checkpoints.load("alice/one", LANGUAGE)

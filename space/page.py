@@ -1,0 +1,208 @@
+"""The page: its tabs but for "Look inside", and what calls what."""
+
+from pathlib import Path
+
+import gradio as gr
+from classifier import UNSURE_BELOW
+from controls import CORES, LONG, QUIET, SHORT, choose_model, clickable
+from handlers import CLASSIFIER, LANGUAGE, Handlers
+from limits import (
+    MAX_CHARACTERS,
+    MAX_EXPLAINED_CHARACTERS,
+    MAX_FILE_BYTES,
+    MAX_NEW_TOKENS,
+    MAX_ROWS,
+    quiet_preprocess,
+    shown_as_text,
+)
+from models import Checkpoints
+from walk import inside_tab
+
+MAX_QUEUE = 64
+HOUR = 3600
+SAMPLE_FILE = Path(__file__).parent / "sample.csv"
+
+COMPLETE = """From the text so far the model computes a probability for every token that could come next; one of them
+is drawn, and so on. **Click a token** to see what else could have stood there, and continue with that instead."""
+CHAT = """The **assistant** is a tiny model with one job: it tells short stories and does small tasks with words. It
+knows no facts, cannot calculate or look anything up, and makes up what it does not know."""
+STARTERS = [
+    "Tell me a story about a girl named Lily.",
+    "Tell me a short story with the words: dog, ball, rain.",
+    "What is the opposite of hot?",
+    "Who are you?",
+]
+SPAM = """The same network with a **head** of one number per label in place of the next token. It reads the label from
+the last token, the only one that has seen the whole message. **Red always means spam.**"""
+SPAM_EXAMPLES = [
+    "Congratulations! You have won a free holiday. Call 09061701461 now to claim your prize.",
+    "Sorry, I'm running late, could you start dinner without me?",
+    "URGENT! Your mobile number was awarded a 2000 pound bonus. Reply WIN to 80086.",
+]
+
+
+def build(checkpoints: Checkpoints) -> gr.Blocks:
+    handlers = Handlers(checkpoints)
+    with gr.Blocks(title="scratch_gpt2", delete_cache=(HOUR, HOUR)) as demo:
+        gr.Markdown("# scratch_gpt2\nA GPT-2 written from scratch: look inside, write with it, talk to it.")
+        with gr.Tab("Look inside"):
+            inside_tab(handlers, demo)
+        with gr.Tab("Complete"):
+            complete_tab(handlers)
+        with gr.Tab("Chat"):
+            chat_tab(handlers)
+        with gr.Tab("Spam"):
+            spam_tab(handlers)
+    for block in demo.blocks.values():
+        if hasattr(block, "preprocess"):
+            quiet_preprocess(block)
+    return demo.queue(default_concurrency_limit=CORES, max_size=MAX_QUEUE)
+
+
+def complete_tab(handlers: Handlers) -> None:
+    gr.Markdown(COMPLETE)
+    prompt = gr.Textbox("Once upon a time", label="Prompt", max_lines=8, max_length=MAX_CHARACTERS)
+    with gr.Row():
+        write = gr.Button("Write", variant="primary", min_width=100)
+        again = gr.Button("Write with another seed", min_width=100)
+        stop = gr.Button("Stop", min_width=100)
+    note = gr.HTML(elem_classes="note")
+    tokens = clickable(elem_id="completion")
+    text = gr.Textbox(label="Plain text", visible="hidden")
+    copy = gr.Button("Copy the text", size="sm")
+    with gr.Accordion("Model and settings", open=False):
+        model = choose_model(handlers, LANGUAGE, "base")
+        with gr.Row():
+            temperature = gr.Slider(0, 2, value=0.8, step=0.05, label="Temperature", info="0: always the likeliest")
+            top_k = gr.Slider(0, 200, value=50, step=1, label="Top-k", info="0: all tokens")
+            top_p = gr.Slider(0, 1, value=0.95, step=0.01, label="Top-p", info="1: all tokens")
+        with gr.Row():
+            penalty = gr.Slider(1, 2, value=1.1, step=0.05, label="Repetition penalty", info="1: none")
+            length = gr.Slider(1, MAX_NEW_TOKENS, value=200, step=1, label="Length, in tokens")
+        with gr.Row():
+            seed = gr.Number(0, label="Seed", precision=0, minimum=0, info="The same seed writes the same text")
+            stop_at = gr.Textbox(label="Stop at", max_length=100, info="Ends where the text comes to this")
+    written = gr.State()
+    settings = [temperature, top_k, top_p, penalty, length, seed, stop_at]
+    outputs = [text, tokens, written, note]
+    options = {"show_progress": "minimal", "show_progress_on": note, **LONG}
+    complete = {"fn": handlers.complete, "inputs": [model, prompt, *settings], "outputs": outputs}
+    writing = gr.on([write.click, prompt.submit], **complete, api_name="complete", **options)
+    reseeded = again.click(handlers.another_seed, None, seed, api_visibility="private", queue=False)
+    rewriting = reseeded.then(**complete, api_visibility="private", **options)
+    continuing = tokens.submit(
+        handlers.continue_with, [written, *settings], outputs, api_visibility="private", **options
+    )
+    running = [writing, rewriting, continuing]
+    stop.click(None, cancels=running, api_visibility="private")
+    tokens.select(
+        handlers.open_token, written, tokens, cancels=running, queue=False, api_visibility="private", **QUIET
+    )
+    copy.click(None, text, js="text => { navigator.clipboard.writeText(text); }", api_visibility="private")
+
+
+def chat_tab(handlers: Handlers) -> None:
+    gr.Markdown(CHAT)
+    chatbot = gr.Chatbot(
+        render_markdown=False,
+        latex_delimiters=[],
+        height=400,
+        label="Conversation",
+        buttons=["copy", "copy_all"],
+        editable="user",
+        placeholder="Ask for a story, or try one of the examples.",
+    )
+    chatbot.postprocess = shown_as_text(chatbot.postprocess)
+    message = gr.Textbox(
+        label="Message", placeholder="Tell me a story about …", submit_btn="Send", max_length=MAX_CHARACTERS
+    )
+    note = gr.HTML(elem_classes="note")
+    starters = gr.Examples(STARTERS, message, label="Try", cache_examples=False)
+    stop = gr.Button("Stop")
+    with gr.Accordion("Model and settings", open=False):
+        settings = [
+            choose_model(handlers, LANGUAGE, "assistant"),
+            gr.Slider(0, 2, value=0.7, step=0.05, label="Temperature"),
+            gr.Slider(0, 1, value=0.9, step=0.05, label="Top-p"),
+            gr.Slider(1, MAX_NEW_TOKENS, value=200, step=1, label="Longest answer, in tokens"),
+        ]
+    outputs = [message, chatbot, note]
+    options = {"outputs": outputs, "show_progress": "minimal", "show_progress_on": note, **LONG}
+    running = [
+        message.submit(handlers.chat, [message, chatbot, *settings], api_name="chat", **options),
+        chatbot.retry(handlers.retry, [chatbot, *settings], api_visibility="private", **options),
+        chatbot.edit(handlers.edit, [chatbot, *settings], api_visibility="private", **options),
+        starters.load_input_event.then(
+            handlers.chat, [message, chatbot, *settings], api_visibility="private", **options
+        ),
+    ]
+    stop.click(None, cancels=running, api_visibility="private")
+
+
+def spam_tab(handlers: Handlers) -> None:
+    first = handlers.first_verdict("spam", SPAM_EXAMPLES[0])
+    gr.Markdown(SPAM)
+    gr.Markdown(measured(handlers.checkpoints.facts("spam")))
+    with gr.Row():
+        with gr.Column():
+            text = gr.Textbox(first.text, label="Text message", max_lines=8, max_length=MAX_EXPLAINED_CHARACTERS)
+            decide = gr.Button("Spam or not?", variant="primary")
+            gr.Examples(SPAM_EXAMPLES, text, label="Try", cache_examples=False)
+        with gr.Column():
+            note = gr.HTML(first.note, elem_classes="note")
+            label = gr.Label(first.probabilities, label="Probabilities", show_heading=False)
+            words = gr.HTML(first.words, elem_id="words")
+    with gr.Accordion("Model", open=False):
+        model = choose_model(handlers, CLASSIFIER, "spam")
+    with gr.Accordion("Many at once: a CSV file", open=False):
+        file_part(handlers, model)
+    sentence = [model, text]
+    decided = gr.on(
+        [decide.click, text.submit], handlers.classify, sentence, [label, note, words], api_name="classify", **SHORT
+    )
+    weighing = decided.success(
+        handlers.words, sentence, words, api_name="words", trigger_mode="multiple", **QUIET, **LONG
+    )
+    gr.on([decide.click, text.submit, text.input], None, cancels=weighing, api_visibility="private")
+
+
+def measured(facts: dict) -> str:
+    """How good the embedded spam filter is, as its card says."""
+    metrics = facts.get("metrics", {})
+    found, right = metrics.get("recall"), metrics.get("precision")
+    told = f"Below {UNSURE_BELOW:.0%} it is **unsure**."
+    if found is None or right is None:
+        return told
+    return (
+        f"On test messages that it had not seen, it found {found:.0%} of the spam, and {right:.0%} of what it called "
+        f"spam was spam. It is often wrong about kinds of messages that it has never seen. {told}"
+    )
+
+
+def file_part(handlers: Handlers, model: gr.Dropdown) -> None:
+    gr.Markdown(f"At most {MAX_ROWS:,} rows and {MAX_FILE_BYTES // 1000:,} kB; every row is kept and gets a label.")
+    file = gr.File(label="CSV file", file_types=[".csv", ".tsv", ".txt"], type="filepath", height=120)
+    gr.Examples([[str(SAMPLE_FILE)]], file, label="Try a sample file", cache_examples=False)
+    with gr.Row():
+        column = gr.Dropdown([], label="Column of the texts", allow_custom_value=True)
+        has_header = gr.Checkbox(True, label="The first row names the columns")
+    run = gr.Button("Sort the file")
+    note = gr.HTML(elem_classes="note")
+    results = gr.DownloadButton("Download the results")
+    preview = gr.Dataframe(datatype="str", interactive=False, label="First rows", max_chars=200, wrap=True)
+    gr.on(
+        [file.change, has_header.input],
+        handlers.columns,
+        [file, has_header],
+        column,
+        api_visibility="private",
+        **SHORT,
+    )
+    run.click(
+        handlers.classify_file,
+        [model, file, column, has_header],
+        [note, preview, results],
+        api_name="classify_file",
+        show_progress_on=note,
+        **LONG,
+    )
