@@ -1,11 +1,13 @@
-"""Load test of the Space: concurrent visitors, then many texts in sequence to observe the memory.
+"""The Space under load: mixed visitors at the same time, then many texts in a row with an eye on the memory.
 
-    python tests/benchmarks/space_load.py                                   # 8 visitors for 60 seconds, 200 texts
-    python tests/benchmarks/space_load.py --visitors 2 --seconds 10 --texts 10 --checkpoints /tmp/tiny
+    python tests/benchmarks/space_load.py                                   20 visitors for 60 seconds, 200 texts
+    python tests/benchmarks/space_load.py --visitors 4 --seconds 10 --texts 10 --checkpoints /tmp/tiny
 
-Starts `space/app.py` in a process of its own and sends requests with Gradio's client. Each visitor requests a
-completion, waits for its end and requests the next; `first` and `total` are the seconds from the request to the first
-piece of text and to the end, including the time in the queue. Memory is VmRSS of the server (Linux).
+Starts `space/app.py` in a process of its own and talks to it with Gradio's client. Of four visitors one chats, one
+completes texts, one classifies messages and has their words weighed, and one looks inside; each waits for the end of
+its request and asks again. `first` and `total` are seconds from the request to the first piece of the answer and to
+its end, waiting in the queue included. The Space also answers one request of each kind while it is idle. Memory is
+VmRSS of the server (Linux).
 """
 
 import argparse
@@ -16,33 +18,44 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from pathlib import Path
 
 from gradio_client import Client
-from process_memory import memory_mb
 
 ROOT = Path(__file__).resolve().parents[2]
-MODEL_AND_SETTINGS = ("base", "The king said", 0.8, 50, 0.95, 1.1)
+SENTENCE = "The king said to the queen that the"
+MESSAGE = "Congratulations! You have won a free holiday. Call 09061701461 now to claim your prize."
+
+
+def requests(tokens: int) -> dict[str, list[tuple]]:
+    """By kind of visitor: the arguments of each call, its API name last."""
+    return {
+        "chat": [("Tell me a story about a dog.", [], "assistant", 0.7, 0.9, tokens, "/chat")],
+        "complete": [("base", "The king said", 0.8, 50, 0.95, 1.1, tokens, 0, "", "/complete")],
+        "classify": [("spam", MESSAGE, "/classify"), ("spam", MESSAGE, "/words")],
+        "look": [("base", SENTENCE, 1, 1, 0, 1, "/look")],
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoints", default=str(ROOT / "space" / "checkpoints"))
-    parser.add_argument("--visitors", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--texts", type=int, default=200, help="texts in sequence, after the visitors have left")
-    parser.add_argument("--tokens", type=int, default=60, help="tokens per text")
-    args = parser.parse_args()
+    parser.add_argument("--checkpoints", default=str(ROOT / "space" / "checkpoints"), help="Folder of the models.")
+    parser.add_argument("--visitors", type=int, default=20, help="Visitors at the same time.")
+    parser.add_argument("--seconds", type=float, default=60, help="How long they ask.")
+    parser.add_argument("--texts", type=int, default=200, help="Texts in a row, after the visitors have left.")
+    parser.add_argument("--tokens", type=int, default=60, help="Length of each text.")
+    options = parser.parse_args()
 
-    command = [sys.executable, "-u", str(ROOT / "space" / "app.py"), "--checkpoints", args.checkpoints]
+    command = [sys.executable, "-u", str(ROOT / "space" / "app.py"), "--checkpoints", options.checkpoints]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
     ) as server:
         try:
             address = wait_for_address(server)
-            Client(address, verbose=False).predict(*settings(8, 0), api_name="/complete")  # loads the model
-            crowd(address, args)
-            in_sequence(address, server.pid, args)
+            idle(address, options.tokens)
+            crowd(address, options)
+            in_a_row(address, server.pid, options)
         finally:
             server.terminate()
 
@@ -51,59 +64,78 @@ def wait_for_address(server: subprocess.Popen) -> str:
     for line in server.stdout:
         if found := re.search(r"http://\S+", line):
             return found.group()
-    raise RuntimeError("The Space ended before it printed its address.")
+    raise RuntimeError("The Space has ended before it printed its address.")
 
 
-def settings(tokens: int, seed: int) -> tuple:
-    return (*MODEL_AND_SETTINGS, tokens, seed, "")
+def idle(address: str, tokens: int) -> None:
+    client = Client(address, verbose=False)
+    for calls in requests(tokens).values():
+        for call in calls:
+            first, total = ask(client, call)
+            print(f"idle, {call[-1]}: first answer after {first:.2f} s, end after {total:.2f} s")
 
 
-def crowd(address: str, args) -> None:
-    times: list[tuple[float, float]] = []
+def ask(client: Client, call: tuple) -> tuple[float, float]:
+    """Seconds to the first piece of the answer and to its end."""
+    start = time.monotonic()
+    *values, api_name = call
+    job = client.submit(*values, api_name=api_name)
+    first = None
+    for _ in job:
+        first = first or time.monotonic() - start
+    job.result()
+    total = time.monotonic() - start
+    return first or total, total
+
+
+def crowd(address: str, options) -> None:
+    times: dict[str, list[tuple[float, float]]] = defaultdict(list)
     dropped: list[str] = []
-    end = time.monotonic() + args.seconds
+    end = time.monotonic() + options.seconds
+    kinds = list(requests(options.tokens).values())
     visitors = [
-        threading.Thread(target=visit, args=(address, args.tokens, number, end, times, dropped))
-        for number in range(args.visitors)
+        threading.Thread(target=visit, args=(address, kinds[number % len(kinds)], end, times, dropped))
+        for number in range(options.visitors)
     ]
     for visitor in visitors:
         visitor.start()
     for visitor in visitors:
         visitor.join()
-    print(f"{args.visitors} visitors, {args.seconds:.0f} s, {args.tokens} tokens per text")
-    print(f"texts {len(times)}, dropped {len(dropped)} {' '.join(sorted(set(dropped)))}".rstrip())
-    if not times:
-        raise RuntimeError("No visitor received a text.")
-    for name, values in zip(("first", "total"), zip(*times, strict=True), strict=True):
-        values = sorted(values)
-        late = values[int(0.95 * (len(values) - 1))]
-        print(f"{name}: median {statistics.median(values):.2f} s, 95% within {late:.2f} s, longest {values[-1]:.2f} s")
+    print(f"{options.visitors} visitors, {options.seconds:.0f} s, {options.tokens} tokens a text")
+    print(f"answers {sum(map(len, times.values()))}, dropped {len(dropped)} {' '.join(sorted(set(dropped)))}".rstrip())
+    for api_name, pairs in sorted(times.items()):
+        for name, values in zip(("first", "total"), zip(*pairs, strict=True), strict=True):
+            values = sorted(values)
+            late = values[int(0.95 * (len(values) - 1))]
+            median = statistics.median(values)
+            print(f"{api_name} ({len(values)}), {name}: median {median:.2f} s, 95% within {late:.2f} s")
 
 
-def visit(address: str, tokens: int, seed: int, end: float, times: list, dropped: list) -> None:
+def visit(address: str, calls: list[tuple], end: float, times: dict, dropped: list) -> None:
     client = Client(address, verbose=False)
     while time.monotonic() < end:
-        start = time.monotonic()
-        try:
-            job = client.submit(*settings(tokens, seed), api_name="/complete")
-            first = None
-            for _ in job:
-                first = first or time.monotonic() - start
-            job.result()
-            times.append((first, time.monotonic() - start))
-        except Exception as error:
-            dropped.append(type(error).__name__)
+        for call in calls:
+            try:
+                times[call[-1]].append(ask(client, call))
+            except Exception as error:
+                dropped.append(type(error).__name__)
 
 
-def in_sequence(address: str, pid: int, args) -> None:
+def in_a_row(address: str, pid: int, options) -> None:
     client = Client(address, verbose=False)
+    (call,) = requests(options.tokens)["complete"]
     megabytes = []
-    for seed in range(args.texts):
-        client.predict(*settings(args.tokens, seed), api_name="/complete")
-        megabytes.append(memory_mb("VmRSS", pid))
+    for _ in range(options.texts):
+        ask(client, call)
+        megabytes.append(resident_megabytes(pid))
     tenth = max(1, len(megabytes) // 10)
     begin, end = statistics.mean(megabytes[tenth : 2 * tenth]), statistics.mean(megabytes[-tenth:])
     print(f"memory over {len(megabytes)} texts: {begin:.1f} MB in the second tenth, {end:.1f} MB in the last")
+
+
+def resident_megabytes(pid: int) -> float:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
 if __name__ == "__main__":
