@@ -1,7 +1,7 @@
 """The README's table of neighbours, from the results of the tests.
 
-    python -m pytest tests/test_neighbours.py tests/test_trl_peft.py tests/test_judge.py tests/test_registration.py \\
-        tests/test_generation.py --junitxml results.xml
+    python -m pytest tests/test_neighbours.py tests/test_trl_peft.py tests/test_judge_script.py \\
+        tests/test_registration.py tests/test_generation.py --junitxml results.xml
     python tests/neighbours_table.py results.xml
 """
 

@@ -34,11 +34,11 @@ ALLOWED_UPWARD = {
     ("modeling_scratch_gpt2", "heads_scratch_gpt2"),  # where checkpoints of version 0.1 look for the heads
 }
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 560, 60
-# Being divided.
-LONG_FILES = {"tests/test_judge.py", "tests/test_openai_weights.py"}
+LONG_FILES = {"tests/test_openai_weights.py"}  # one subject: every format, each with its faults
 LONG_FUNCTIONS = {
-    *("examples/classify.py:main", "examples/pretrain.py:main", "examples/sft.py:main"),
-    "scratch_gpt2/evaluation/perplexity.py:perplexity",
+    "scratch_gpt2/modeling_scratch_gpt2.py:forward",  # 21 lines of it document its arguments
+    "scratch_gpt2/evaluation/perplexity.py:perplexity",  # 28 lines of it document its arguments
+    "examples/pretrain.py:main",  # becomes shorter with the shared trainer
 }
 HEAVY = ("gradio", "datasets", "evaluate", "peft", "matplotlib", "sklearn", "trl")
 
