@@ -163,8 +163,12 @@ OPTIONS |= {"--validation": 5 / 26, "--test": 5 / 26, "--samples": 2}
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
+    return make_files(tmp_path_factory.mktemp("sft"))
+
+
+def make_files(folder):
     """A base model whose vocabulary has the words, and 26 rows of different length."""
-    folder = tmp_path_factory.mktemp("sft")
+    folder.mkdir(exist_ok=True)
     words = ["red", "green", "blue", "a grey cloud", "the yellow lemon", "two black crows on a leaf"]
     rows = [
         {"instruction": f"Repeat {n}.", "input": words[n % 6], "output": words[n % 6] * (1 + n % 3)} for n in range(26)
@@ -173,7 +177,7 @@ def files(tmp_path_factory):
     tokenizer = train_tokenizer([CHAT_TEMPLATE, json.dumps(rows)], vocab_size=400)
     tokenizer.save_pretrained(folder / "base")
     torch.manual_seed(0)
-    sizes = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 192}
+    sizes = {"n_layer": 2, "n_embd": 64, "n_head": 2, "n_positions": 192}  # bitsandbytes quantizes blocks of 64
     new_model(ScratchGPT2Config.from_preset("tiny", **sizes), tokenizer).save_pretrained(folder / "base")
     return {"--data": folder / "rows.json", "--model": folder / "base"}
 
