@@ -1,4 +1,4 @@
-"""LoRA with sensible defaults for GPT-2. Importing this module also tells PEFT which layers are meant by default."""
+"""LoRA with sensible defaults for GPT-2. Importing this module also tells PEFT which layers to adapt by default."""
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
@@ -21,7 +21,7 @@ def add_lora(
     """Freeze `model` and add trainable low-rank adapters (Hu et al. 2021, arXiv:2106.09685).
 
     Args:
-        task_type: PEFT's, such as `CAUSAL_LM` or `SEQ_CLS`; the new head of a classifier is trained and saved too.
+        task_type: as PEFT names it, such as `CAUSAL_LM` or `SEQ_CLS`; a classifier's head is trained and saved too.
         alpha: the adapters' output is scaled by `alpha / rank`.
         target_modules: names of layers, or `all-linear`; by default all matrices of the blocks.
 
@@ -34,5 +34,5 @@ def add_lora(
         lora_dropout=dropout,
         target_modules=target_modules or LORA_TARGETS,
     )
-    model.enable_input_require_grads()  # or gradient checkpointing would find nothing to train in the first block
+    model.enable_input_require_grads()  # without it, gradient checkpointing finds nothing to train in the first block
     return get_peft_model(model, config)

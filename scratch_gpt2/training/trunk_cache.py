@@ -1,12 +1,12 @@
-"""The hidden states that frozen blocks compute, kept on disk: no epoch computes them a second time.
+"""The hidden states that frozen blocks compute, cached on disk: no epoch computes them a second time.
 
 Frozen blocks run without dropout (`freezing.py`) and give a text the same hidden states in every epoch. They are
-computed once, in the model's precision, and what remains to be trained reads them by memory map. For `head` that is
-one vector a text, 4 * n_embd bytes in float32; for `last_block` one a token, since the block's attention looks at all.
+computed once, in the model's precision, and the trained part reads them by memory map. For `head` that is one vector
+per text, 4 * n_embd bytes in float32; for `last_block` one per token, because its attention reads all of them.
 
-The states lie in a folder named by the sha256 of all that they depend on: the frozen weights, the token ids, the
-configuration and the versions of the libraries. A changed model or text has another folder and never meets old states.
-Each file is written under another name first; after an interruption the finished files are used and the rest computed.
+The states are kept in a folder named by the sha256 of everything they depend on: the frozen weights, the token ids,
+the configuration and the versions of the libraries. A changed model or text gets another folder. Each file is written
+under a temporary name first; after an interruption, the finished files are used and the rest is computed.
 """
 
 import copy
@@ -30,15 +30,15 @@ from ..heads_scratch_gpt2 import ScratchGPT2ForSequenceClassification
 from ..modeling_scratch_gpt2 import ScratchGPT2Block, ScratchGPT2Model
 
 CACHED_PARTS = ("head", "last_block")
-CHUNK_BYTES = 2**26  # of a file, and of the memory to compute it in
+CHUNK_BYTES = 2**26  # size of a file, and of the memory to compute it in
 BATCH_TOKENS = 4096
 
 
 class TrunkStates(torch.utils.data.Dataset):
     """Rows with the hidden states of a frozen trunk, for Trainer.
 
-    Item i is row i, a dict with `input_ids` and whatever else it had, and `hidden_states`: (T, n_embd) what enters the
-    last block, or (n_embd,) what enters the head. Nothing is read before an item is asked for.
+    Item i is row i, a dict with `input_ids` and its other columns, and `hidden_states`: (T, n_embd), the input of the
+    last block, or (n_embd,), the input of the head. An item is read from disk when it is accessed.
     """
 
     def __init__(self, rows: list[dict], chunks: list[np.ndarray], places: list[tuple[int, int, int]]):
@@ -56,10 +56,10 @@ class TrunkStates(torch.utils.data.Dataset):
 
 
 class TrainedTop(nn.Module):
-    """What is trained of a classifier, its own layers, on top of cached hidden states.
+    """The trained layers of a classifier, on top of cached hidden states.
 
-    Of the last block only the last token's output is computed: the head reads no other, so loss and gradients are
-    those of the whole model, at a fraction of the work.
+    The last block computes the output of the last token only: the head reads no other, so loss and gradients are those
+    of the whole model, at a fraction of the cost.
     """
 
     def __init__(self, model: ScratchGPT2ForSequenceClassification, part: str):
@@ -72,9 +72,9 @@ class TrainedTop(nn.Module):
 
     def forward(self, hidden_states, lengths=None, labels=None) -> SequenceClassifierOutputWithPast:
         """Args:
-            hidden_states: (B, T, C) padded on the right, or (B, C) for the head alone.
-            lengths: (B,) tokens in each row; only with T.
-            labels: ignored; Trainer gives them to its loss.
+            hidden_states: (B, T, C) padded on the right, or (B, C) if only the head is trained.
+            lengths: (B,) number of tokens per row; only with (B, T, C).
+            labels: ignored; Trainer passes them to its loss function.
 
         Returns `logits` (B, num_labels)."""
         if lengths is not None:
@@ -83,7 +83,7 @@ class TrainedTop(nn.Module):
 
 
 def last_token_output(block: ScratchGPT2Block, hidden_states: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """(B, T, C) -> (B, C): a block's output at the last token of each row, whose query alone is needed."""
+    """(B, T, C) -> (B, C): a block's output at the last token of each row, which needs only that token's query."""
     attn = block.attn
     batch, length, _ = hidden_states.shape
     rows = torch.arange(batch, device=lengths.device)
@@ -128,7 +128,7 @@ def cache_trunk(
         part: what will be trained, `head` or `last_block`.
         splits: rows with `input_ids`, a list of token ids without padding.
 
-    Raises OSError where they do not fit on the disk.
+    Raises OSError if they do not fit on the disk.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def cache_trunk(
 
 
 def states_bytes(rows: list[dict], part: str, model: ScratchGPT2ForSequenceClassification) -> int:
-    """What the states of `rows` take on the disk."""
+    """Size of the states of `rows` on the disk."""
     vectors = sum(len(row["input_ids"]) if part == "last_block" else 1 for row in rows)
     return vectors * model.config.n_embd * model.dtype.itemsize
 
@@ -170,7 +170,7 @@ def rows_fingerprint(digest, rows: list[dict]) -> str:
 
 
 def cache_rows(trunk: ScratchGPT2Model, part: str, rows: list[dict], folder: Path) -> TrunkStates:
-    """Rows of about one length are computed together and lie together, the longest first."""
+    """Rows of similar length are computed and stored together, the longest first."""
     folder.mkdir(exist_ok=True)
     by_length = sorted(range(len(rows)), key=lambda i: -len(rows[i]["input_ids"]))
     vectors = [len(row["input_ids"]) if part == "last_block" else 1 for row in rows]
@@ -193,7 +193,7 @@ def cache_rows(trunk: ScratchGPT2Model, part: str, rows: list[dict], folder: Pat
         if not is_whole(file, shape):
             states = compute_states(trunk, part, [rows[i]["input_ids"] for i in members])
             write_atomically(file, lambda opened, states=states: np.save(opened, states))
-        chunks.append(np.load(file, mmap_mode="c"))  # "r" would make torch warn that nobody may write
+        chunks.append(np.load(file, mmap_mode="c"))  # with "r", torch warns that the array is not writable
     return TrunkStates(rows, chunks, places)
 
 
@@ -206,9 +206,9 @@ def is_whole(file: Path, shape: tuple[int, int]) -> bool:
 
 @torch.no_grad()
 def compute_states(trunk: ScratchGPT2Model, part: str, texts: list[list[int]]) -> np.ndarray:
-    """(vectors, C) for texts sorted by length, the longest first.
+    """(number of vectors, C) for texts sorted by length, the longest first.
 
-    Texts are padded on the right without a mask: causal attention sees nothing to its right.
+    Texts are padded on the right without a mask, because causal attention does not look to the right.
     """
     states, start = [], 0
     while start < len(texts):

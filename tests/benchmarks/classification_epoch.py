@@ -108,7 +108,7 @@ def main():
     parser.add_argument("--data", required=True, help="folder from examples/prepare_classification.py")
     parser.add_argument("--tokenizer", default="tiktoken:gpt2", help="folder, Hub id or tiktoken:gpt2")
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--rows", type=int, help="use so many rows of each split only")
+    parser.add_argument("--rows", type=int, help="use only the first N rows of each split")
     parser.add_argument("--n_layer", type=int, default=12)
     parser.add_argument("--n_embd", type=int, default=768)
     parser.add_argument("--max_length", type=int, default=128)

@@ -27,7 +27,7 @@ SETTINGS = {"balanced": {"balance_labels": True, "keep_duplicates": True}, "full
 
 
 def adapt(texts: list[str], args, seed: int, folder: str) -> str:
-    """Folder with the base after `args.adapt_epochs` epochs of language modelling on `texts`, each by itself."""
+    """Train the base for `args.adapt_epochs` epochs as a language model on `texts`, each by itself; return its folder."""
     from transformers import Trainer, set_seed
 
     from scratch_gpt2 import load_tokenizer
@@ -152,21 +152,21 @@ def measure(args, setting: str) -> dict[str, list[dict]]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sms", required=True, help="the SMS Spam Collection, label<TAB>text")
-    parser.add_argument("--model", help="base to start from, folder or Hub id; without, only the baseline")
+    parser.add_argument("--model", help="base to start from, folder or Hub id; without it, only the baseline")
     parser.add_argument("--setting", choices=[*SETTINGS, "both"], default="both")
     parser.add_argument("--train", choices=["head", "last_block", "all", "lora"], default="last_block")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--learning_rate", type=float, help="by default examples/classify.py's")
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--best_by", choices=["loss", "f1"], default="loss", help="what the validation chooses by")
+    parser.add_argument("--best_by", choices=["loss", "f1"], default="loss", help="validation metric that selects the epoch")
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--adapt_epochs", type=float, default=0, help="of language modelling on the messages before")
+    parser.add_argument("--adapt_epochs", type=float, default=0, help="epochs of language modeling on the messages first")
     parser.add_argument("--adapt_learning_rate", type=float, default=1e-3)
     parser.add_argument("--group_by_length", action="store_true", help="batches of texts of similar length")
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--max_length", type=int, default=128)
-    parser.add_argument("--threads", type=int, help="of PyTorch; by default all cores")
+    parser.add_argument("--threads", type=int, help="PyTorch's threads; by default all cores")
     parser.add_argument("--json", help="file for the results of every seed")
     args = parser.parse_args()
     if args.threads:
