@@ -27,7 +27,7 @@ SETTINGS = {"balanced": {"balance_labels": True, "keep_duplicates": True}, "full
 
 
 def adapt(texts: list[str], args, seed: int, folder: str) -> str:
-    """Train the base for `args.adapt_epochs` epochs as a language model on `texts`, each by itself; return its folder."""
+    """Train the base as a language model on `texts`, each by itself, for `args.adapt_epochs`; return its folder."""
     from transformers import Trainer, set_seed
 
     from scratch_gpt2 import load_tokenizer
@@ -159,9 +159,9 @@ def main():
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--learning_rate", type=float, help="by default examples/classify.py's")
     parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--best_by", choices=["loss", "f1"], default="loss", help="validation metric that selects the epoch")
+    parser.add_argument("--best_by", choices=["loss", "f1"], default="loss", help="metric that selects the epoch")
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--adapt_epochs", type=float, default=0, help="epochs of language modeling on the messages first")
+    parser.add_argument("--adapt_epochs", type=float, default=0, help="epochs of language modeling before")
     parser.add_argument("--adapt_learning_rate", type=float, default=1e-3)
     parser.add_argument("--group_by_length", action="store_true", help="batches of texts of similar length")
     parser.add_argument("--first_seed", type=int, default=0)
