@@ -270,11 +270,7 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
                 `n_positions`, a mask of another shape, an id outside the vocabulary (on a GPU this ends in a
                 device-side assertion), or an argument of transformers' GPT-2 that is not implemented here.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
-        for name in NOT_IMPLEMENTED:
-            if kwargs.get(name) is not None:
-                raise ValueError(f"{name} is not implemented: use transformers' own GPT-2 for it.")
+        check_arguments(input_ids, inputs_embeds, kwargs)
         if input_ids is not None:
             inputs_embeds = look_up(self.embed_tokens, input_ids, "Token id")  # (B, T, C)
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -322,6 +318,15 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
                 f"The sequence is too long: {total} positions ({past_length} cached and {length} new positions) but "
                 f"the model has n_positions={self.config.n_positions}; truncate the input or generate fewer tokens."
             )
+
+
+def check_arguments(input_ids, inputs_embeds, kwargs: dict) -> None:
+    """Raise for both or neither kind of input, and for what transformers' GPT-2 would not ignore either."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
+    for name in NOT_IMPLEMENTED:
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{name} is not implemented: use transformers' own GPT-2 for it.")
 
 
 def can_be_read(number) -> bool:
@@ -409,16 +414,8 @@ class ScratchGPT2ForCausalLM(ScratchGPT2PreTrainedModel, GenerationMixin):
         `logits` (B, T, V), and what `ScratchGPT2Model` returns."""
         if labels is not None and use_cache is None:
             use_cache = False
-        outputs = self.model(
-            input_ids,
-            attention_mask,
-            position_ids,
-            past_key_values,
-            inputs_embeds,
-            token_type_ids,
-            use_cache,
-            **kwargs,
-        )
+        inputs = input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, token_type_ids, use_cache
+        outputs = self.model(*inputs, **kwargs)
         hidden_states = outputs.last_hidden_state  # (B, T, C)
 
         # Who embeds the tokens itself, like PEFT's prompt methods, may compute its own loss from the logits.
