@@ -46,6 +46,15 @@ def test_presets_have_openais_sizes(preset, parameters):
         model = ScratchGPT2ForCausalLM(ScratchGPT2Config.from_preset(preset))
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     assert model.num_parameters() == parameters
+    assert model.config.n_parameters == parameters
+
+
+def test_derived_sizes():
+    config = tiny_config(n_inner=40)
+    assert (config.head_dim, config.inner_width, tiny_config().inner_width) == (6, 40, 96)
+    assert config.matrix_parameters == 3 * (4 * 24 * 24 + 2 * 24 * 40)
+    assert config.n_parameters == ScratchGPT2ForCausalLM(config).num_parameters()
+    assert not {"head_dim", "inner_width", "matrix_parameters", "n_parameters"} & config.to_dict().keys()
 
 
 def test_preset_with_overrides():
