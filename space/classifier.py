@@ -11,7 +11,7 @@ from scratch_gpt2.tokenization import encode_texts
 
 ROWS_AT_ONCE = 32
 MAX_POINTS = 64  # of the integrated gradients: more changes no word's weight by more than 0.02
-UNSURE_BELOW = 0.8
+UNSURE_BELOW = 0.8  # unless the model's configuration says otherwise
 SPAM = "spam"
 SHOWN_LABELS = {"ham": "not spam"}  # the data sets' word for it is known to few
 
@@ -21,9 +21,14 @@ def verdict(model, tokenizer, text: str) -> tuple[dict[str, float], str]:
     check_text(model, tokenizer, text)
     probabilities = {shown(label): p for label, p in classify_text(model, tokenizer, text)[0].items()}
     label, probability = next(iter(probabilities.items()))
-    if probability < UNSURE_BELOW:
+    if probability < unsure_below(model):
         return probabilities, f"Unsure: {label} is likelier, with a probability of only {probability:.0%}."
     return probabilities, f"{label.capitalize()}, with a probability of {probability:.1%}."
+
+
+def unsure_below(model) -> float:
+    """The probability below which a label is no verdict: what calibration found, where the model was calibrated."""
+    return getattr(model.config, "unsure_below", UNSURE_BELOW)
 
 
 def check_text(model, tokenizer, text: str) -> None:

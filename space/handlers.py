@@ -11,7 +11,7 @@ from pathlib import Path
 import gradio as gr
 import markup
 import views
-from classifier import RowResult, classify_rows, explained_labels, verdict, weigh_words
+from classifier import RowResult, classify_rows, explained_labels, unsure_below, verdict, weigh_words
 from generation import MAX_SEED, NEXT_TURN, Sampling, Step, chat_prompt, split_text, write_text
 from limits import as_written, check_input, counted, for_notice, in_one_sentence, sentence_of
 from models import Checkpoints
@@ -185,6 +185,13 @@ class Handlers:
         except gr.Error:
             return Verdict()
         return Verdict(text, probabilities, note, words)
+
+    def known_limits(self, name, candidates: Iterable[tuple[str, str]]) -> tuple[float, str | None]:
+        """Below which probability the classifier is unsure, and the first of `candidates`, (text, label), that it gets
+        wrong. Raises ValueError or OSError where the model is not there."""
+        model, tokenizer = self.checkpoints.load(name, CLASSIFIER)
+        wrong = (text for text, label in candidates if next(iter(verdict(model, tokenizer, text)[0])) != label)
+        return unsure_below(model), next(wrong, None)
 
     @in_one_sentence
     def columns(self, path, has_header) -> gr.Dropdown:

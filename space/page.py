@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import gradio as gr
-from classifier import UNSURE_BELOW
+from classifier import SPAM as SPAM_LABEL
 from controls import CORES, LONG, QUIET, SHORT, choose_model, clickable
 from handlers import CLASSIFIER, LANGUAGE, Handlers
 from limits import (
@@ -24,20 +24,25 @@ SAMPLE_FILE = Path(__file__).parent / "sample.csv"
 
 COMPLETE = """From the text so far the model computes a probability for every token that could come next; one of them
 is drawn, and so on. **Click a token** to see what else could have stood there, and continue with that instead."""
-CHAT = """The **assistant** is a tiny model with one job: it tells short stories and does small tasks with words. It
-knows no facts, cannot calculate or look anything up, and makes up what it does not know."""
-STARTERS = [
-    "Tell me a story about a girl named Lily.",
-    "Tell me a short story with the words: dog, ball, rain.",
-    "What is the opposite of hot?",
-    "Who are you?",
-]
+CHAT = """The **assistant** is a tiny model, tuned on instructions and answers. """
+STORY_TELLER = """Its job: short stories on request, and small tasks with words. It knows no facts, and cannot
+calculate or look anything up."""
+BEGINNER = """It has learned the form of an answer and hardly any facts: **most of what it says is wrong**. It cannot
+calculate, translate or look anything up."""
+STARTERS = ["Tell me a story about a girl named Lily.", "What is the opposite of hot?", "Who are you?"]
+MAX_STARTERS = 4
 SPAM = """The same network with a **head** of one number per label in place of the next token. It reads the label from
 the last token, the only one that has seen the whole message. **Red always means spam.**"""
 SPAM_EXAMPLES = [
     "Congratulations! You have won a free holiday. Call 09061701461 now to claim your prize.",
     "Sorry, I'm running late, could you start dinner without me?",
     "URGENT! Your mobile number was awarded a 2000 pound bonus. Reply WIN to 80086.",
+]
+TRICKY_MESSAGES = [  # of which the first that the shipped filter gets wrong is shown
+    ("Hi dad, I lost my phone, this is my new number. Can you send me some money?", SPAM_LABEL),
+    ("Dear customer, you won 25 lakh rupees in the KBC lottery. WhatsApp us your bank details.", SPAM_LABEL),
+    ("Your parcel is held at customs. Pay the small fee at the link to receive it.", SPAM_LABEL),
+    ("Free for lunch? Call me when you have won your match!", "not spam"),
 ]
 
 
@@ -102,7 +107,10 @@ def complete_tab(handlers: Handlers) -> None:
 
 
 def chat_tab(handlers: Handlers) -> None:
-    gr.Markdown(CHAT)
+    facts = handlers.checkpoints.facts("assistant")
+    tells_stories = any("stories" in name for name in facts.get("metrics", {}))
+    asked = [question for question, _ in facts.get("samples", []) if "\n" not in question]
+    gr.Markdown(CHAT + (STORY_TELLER if tells_stories else BEGINNER))
     chatbot = gr.Chatbot(
         render_markdown=False,
         latex_delimiters=[],
@@ -110,14 +118,12 @@ def chat_tab(handlers: Handlers) -> None:
         label="Conversation",
         buttons=["copy", "copy_all"],
         editable="user",
-        placeholder="Ask for a story, or try one of the examples.",
+        placeholder="Ask something, or try one of the examples.",
     )
     chatbot.postprocess = shown_as_text(chatbot.postprocess)
-    message = gr.Textbox(
-        label="Message", placeholder="Tell me a story about …", submit_btn="Send", max_length=MAX_CHARACTERS
-    )
+    message = gr.Textbox(label="Message", placeholder="Ask something", submit_btn="Send", max_length=MAX_CHARACTERS)
     note = gr.HTML(elem_classes="note")
-    starters = gr.Examples(STARTERS, message, label="Try", cache_examples=False)
+    starters = gr.Examples((asked or STARTERS)[:MAX_STARTERS], message, label="Try", cache_examples=False)
     stop = gr.Button("Stop")
     with gr.Accordion("Model and settings", open=False):
         settings = [
@@ -142,7 +148,7 @@ def chat_tab(handlers: Handlers) -> None:
 def spam_tab(handlers: Handlers) -> None:
     first = handlers.first_verdict("spam", SPAM_EXAMPLES[0])
     gr.Markdown(SPAM)
-    gr.Markdown(measured(handlers.checkpoints.facts("spam")))
+    gr.Markdown(honest_words(handlers))
     with gr.Row():
         with gr.Column():
             text = gr.Textbox(first.text, label="Text message", max_lines=8, max_length=MAX_EXPLAINED_CHARACTERS)
@@ -166,23 +172,29 @@ def spam_tab(handlers: Handlers) -> None:
     gr.on([decide.click, text.submit, text.input], None, cancels=weighing, api_visibility="private")
 
 
-def measured(facts: dict) -> str:
-    """How good the embedded spam filter is, as its card says."""
-    metrics = facts.get("metrics", {})
+def honest_words(handlers: Handlers) -> str:
+    """How good the embedded spam filter is, as its card says, and a message that it gets wrong."""
+    metrics = handlers.checkpoints.facts("spam").get("metrics", {})
     found, right = metrics.get("recall"), metrics.get("precision")
-    told = f"Below {UNSURE_BELOW:.0%} it is **unsure**."
-    if found is None or right is None:
-        return told
-    return (
-        f"On test messages that it had not seen, it found {found:.0%} of the spam, and {right:.0%} of what it called "
-        f"spam was spam. It is often wrong about kinds of messages that it has never seen. {told}"
-    )
+    sentences = []
+    if found is not None and right is not None:
+        sentences.append(
+            f"On test messages that it had not seen, it found {found:.0%} of the spam, and {right:.0%} of what it "
+            "called spam was spam."
+        )
+    try:
+        threshold, wrong = handlers.known_limits("spam", TRICKY_MESSAGES)
+    except (ValueError, OSError):
+        return " ".join(sentences)
+    sentences += [f"It gets this one wrong: “{wrong}”"] * bool(wrong)
+    sentences.append(f"Below {threshold:.0%} it is **unsure**.")
+    return " ".join(sentences)
 
 
 def file_part(handlers: Handlers, model: gr.Dropdown) -> None:
     gr.Markdown(f"At most {MAX_ROWS:,} rows and {MAX_FILE_BYTES // 1000:,} kB; every row is kept and gets a label.")
     file = gr.File(label="CSV file", file_types=[".csv", ".tsv", ".txt"], type="filepath", height=120)
-    gr.Examples([[str(SAMPLE_FILE)]], file, label="Try a sample file", cache_examples=False)
+    gr.Examples([[str(SAMPLE_FILE)]], file, label="Try", example_labels=["A sample file"], cache_examples=False)
     with gr.Row():
         column = gr.Dropdown([], label="Column of the texts", allow_custom_value=True)
         has_header = gr.Checkbox(True, label="The first row names the columns")

@@ -1,5 +1,6 @@
 """The Space without a browser: its functions, what visitors may send, and its server through Gradio's own client."""
 
+import ast
 import csv
 import dataclasses
 import html
@@ -279,6 +280,21 @@ def test_an_unsure_verdict_says_so(checkpoints, monkeypatch, p, expected):
     ranked = dict(sorted({"ham": 1 - p, "spam": p}.items(), key=lambda item: -item[1]))
     monkeypatch.setattr("classifier.classify_text", lambda *_: [ranked])
     assert verdict(*checkpoints.load("spam", CLASSIFIER), "hello")[1] == expected
+
+
+def test_a_calibrated_model_says_itself_when_it_is_unsure(checkpoints, monkeypatch):
+    model, tokenizer = checkpoints.load("spam", CLASSIFIER)
+    monkeypatch.setattr("classifier.classify_text", lambda *_: [{"spam": 0.7, "ham": 0.3}])
+    monkeypatch.setattr(model.config, "unsure_below", 0.65, raising=False)
+    assert verdict(model, tokenizer, "hello")[1] == "Spam, with a probability of 70.0%."
+
+
+def test_the_page_says_what_the_filter_gets_wrong(desk):
+    """An untrained model gets one of two wrong, whatever it answers."""
+    (threshold, wrong), text = desk.known_limits("spam", [("hello", "spam"), ("hello", "not spam")]), "hello"
+    assert threshold == 0.8 and wrong == text
+    label = next(iter(desk.classify("spam", "hello")[0]))
+    assert desk.known_limits("spam", [("hello", label)])[1] is None
 
 
 def test_red_always_means_spam(checkpoints):
@@ -693,12 +709,21 @@ def test_make_starts_what_it_says(target, script):
     assert done.stdout.splitlines()[-1].endswith(f".venv/bin/python {script}")
 
 
+def imported_by(name: str) -> set[str]:
+    """A module of the Space, those that it imports, and so on."""
+    tree = ast.parse((deploy.SPACE / name).read_text(encoding="utf-8"))
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    own = {f"{module}.py" for module in names if (deploy.SPACE / f"{module}.py").is_file()}
+    return {name}.union(*map(imported_by, own))
+
+
 def test_what_is_uploaded_to_a_space():
     files = deploy.files_to_upload()
     assert {"app.py", "README.md", "requirements.txt", "handlers.py", "scratch_gpt2/__init__.py"} <= set(files)
     assert {"checkpoints/base/model.safetensors", "style.css", "sample.csv"} <= set(files)
-    modules = {file.name for file in deploy.SPACE.glob("*.py")} - {"deploy.py", "make_checkpoints.py"}
-    assert {name for name in files if name.endswith(".py") and "/" not in name} == modules
+    assert {name for name in files if name.endswith(".py") and "/" not in name} == imported_by("app.py")
     header = files["README.md"].read_text().split("---")[1]
     assert f"sdk_version: {gr.__version__}" in header and "app_file: app.py" in header
 

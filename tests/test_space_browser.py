@@ -387,6 +387,16 @@ def test_a_file_with_semicolons_is_sorted(page, tmp_path):
     assert rows[1].startswith("1,hello thére,2,") and "<b>you</b> have won" in rows[3]
 
 
+def test_the_sample_file_is_sorted(page):
+    open_tab(page, "Spam")
+    page.get_by_text("Many at once").click()
+    page.get_by_role("button", name="A sample file").click()
+    column = page.get_by_label("Column of the texts")
+    wait_until(lambda: column.input_value() == "message")
+    press(page, "Sort the file")
+    page.locator(".notice").locator("visible=true").filter(has_text="5 rows: ").wait_for()
+
+
 def test_a_file_without_a_column_of_texts_is_asked_about(page, tmp_path):
     open_tab(page, "Spam")
     page.get_by_text("Many at once").click()
