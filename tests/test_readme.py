@@ -1,4 +1,4 @@
-"""Every command and every Python block of the README, as it stands there, at smoke size."""
+"""Every command and every Python block of the README and of docs/, as written there, at smoke size."""
 
 import importlib.metadata
 import json
@@ -9,11 +9,26 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hellaswag_rows import ROWS, write_rows
+
+from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
+from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
+from scratch_gpt2.openai_weights import KEYS
 
 pytestmark = pytest.mark.xdist_group("readme")  # one worker: its fixture takes a while
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+# The pages whose commands build on one another come first, in that order.
+PAGES = ("pretraining", "classification", "instructions", "evaluation")
+OTHER_PAGES = sorted({path.stem for path in (ROOT / "docs").glob("*.md")} - set(PAGES))
+DOCUMENTS = {
+    **{
+        f"docs/{name}.md": (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        for name in (*PAGES, *OTHER_PAGES)
+    },
+    "README.md": README,
+}
 # What makes a script small. A command of a script that is not named here runs as the README has it.
 SMOKE = {
     "examples/quickstart.py": "--smoke",
@@ -26,8 +41,10 @@ SMOKE = {
 }
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language, *names):
+    """The blocks of a language in the documents `names`, by default in all of them, each once."""
+    text = "\n".join(DOCUMENTS[name] for name in names or DOCUMENTS)
+    return list(dict.fromkeys(re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)))
 
 
 def commands(language_blocks, need=None):
@@ -35,7 +52,7 @@ def commands(language_blocks, need=None):
     needs = [re.match(r"# needs (.*)\n", block) for block in language_blocks]
     chosen = [block for block, found in zip(language_blocks, needs, strict=True) if (found and found[1]) == need]
     lines = "\n".join(chosen).replace("\\\n", " ").splitlines()
-    return [line for text in lines if (line := re.sub(r"\s*#.*", "", text).strip())]
+    return list(dict.fromkeys(line for text in lines if (line := re.sub(r"\s*#.*", "", text).strip())))
 
 
 def shell(command, cwd):
@@ -67,7 +84,7 @@ def workplace(tmp_path_factory):
 
 
 def test_make_runs_what_the_readme_says(workplace):
-    assert commands(blocks("bash"))[:2] == ["make demo", "make test"]
+    assert commands(blocks("bash", "README.md"))[:2] == ["make demo", "make quickstart"]
     demo = shell("make --dry-run demo", workplace).stdout
     assert demo.splitlines()[-1].endswith(".venv/bin/python space/app.py")
     quickstart = shell("make --dry-run quickstart", workplace).stdout
@@ -127,17 +144,54 @@ def test_python_block(block, workplace):
             assert re.search(r"\d\.\d\d nats per token\nThe statement", done.stdout)
 
 
-def test_links_lead_somewhere():
-    targets = re.findall(r"\]\(([^)#:]+)\)", README)
-    assert "scratch_gpt2/modeling_scratch_gpt2.py" in targets
-    assert [target for target in targets if not (ROOT / target).exists()] == []
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200
 
 
-def test_rooms_exist():
-    table = README.split("## Rooms")[1].split("\n## ")[0]
-    files = re.findall(r"^\| `([\w/.]+)`", table, flags=re.MULTILINE)
-    assert len(files) >= 8
-    assert [file for file in files if not (ROOT / file).exists()] == []
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_links_lead_somewhere(name):
+    """Files exist, and so do the headings that a link within the documents names."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", DOCUMENTS[name])
+    assert targets or name == "docs/glossary.md"
+    for target in targets:
+        path, _, heading = target.partition("#")
+        if re.match(r"https?:", target):
+            continue
+        file = (ROOT / name).parent / path if path else ROOT / name
+        assert file.exists(), target
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", text.lower()).replace(" ", "-") for text in headings], target
+
+
+def test_every_page_is_linked_from_the_readme():
+    linked = set(re.findall(r"\]\((docs/[\w.]+)\)", README))
+    assert linked == {name for name in DOCUMENTS if name.startswith("docs/")}
+
+
+def test_the_layout_exists():
+    table = README.split("## Repository layout")[1].split("\n## ")[0]
+    paths = re.findall(r"^\| `([\w/.]+)`", table, flags=re.MULTILINE)
+    assert len(paths) >= 8
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_parameter_counts_of_the_architecture_page():
+    page = DOCUMENTS["docs/architecture.md"]
+    for name in PRESETS:
+        with torch.device("meta"):
+            model = ScratchGPT2ForCausalLM(ScratchGPT2Config.from_preset(name))
+        (row,) = re.findall(rf"^\| `{name}`.*\| ([\d,]+) \|$", page, flags=re.MULTILINE)
+        assert int(row.replace(",", "")) == model.num_parameters()
+
+
+def test_the_key_mapping_of_the_architecture_page():
+    """Each row of the page's table is one of the table that converts."""
+    rows = re.findall(r"^\| `([\w.]+)` \| `([\w.{},]+)` \|", DOCUMENTS["docs/architecture.md"], flags=re.MULTILINE)
+    assert len(rows) == 10
+    for theirs, ours in rows:
+        suffix = "" if theirs.endswith(".weight") else ".weight"
+        assert KEYS[theirs + suffix][0] == ours + suffix
 
 
 def test_versions_are_those_of_the_constraints():
