@@ -234,6 +234,33 @@ def head_ablations(model: ScratchGPT2ForCausalLM, input_ids: torch.LongTensor, l
     return model.lm_head(model.model.norm(states[:, -1])).float().softmax(-1)
 
 
+@torch.no_grad()
+def activation_patching(
+    model: ScratchGPT2ForCausalLM, clean_ids: torch.LongTensor, corrupted_ids: torch.LongTensor
+) -> torch.Tensor:
+    """Where the model keeps what distinguishes two texts of equal length (Meng et al. 2022, "Locating and Editing
+    Factual Associations in GPT", section 2).
+
+    Returns the next token's probabilities after the corrupted text, (n_layer, T, V) in float32: entry [l, t] is
+    computed with the input of layer l at position t taken from the clean text.
+
+    Raises ValueError for texts of different lengths.
+    """
+    if clean_ids.shape != corrupted_ids.shape:
+        raise ValueError(f"The texts have {clean_ids.shape[1]} and {corrupted_ids.shape[1]} tokens; make them equal.")
+    clean, corrupted = residual_stream(model, clean_ids), residual_stream(model, corrupted_ids)
+    positions = torch.arange(clean_ids.shape[1], device=clean_ids.device)
+    results = []
+    for number in range(model.config.n_layer):
+        states = corrupted[number].repeat(len(positions), 1, 1)  # (T, T, C): row t is patched at position t
+        states[positions, positions] = clean[number][0]
+        mask = causal_mask(states)
+        for layer in model.model.layers[number:]:
+            states = layer(states, mask)
+        results.append(model.lm_head(model.model.norm(states[:, -1])).float().softmax(-1))
+    return torch.stack(results)
+
+
 def causal_mask(states: torch.Tensor) -> torch.Tensor:
     """(1, 1, T, T), added to the scores: hides what comes later."""
     length = states.shape[1]

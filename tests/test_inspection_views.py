@@ -7,6 +7,7 @@ from model_fixtures import random_ids, tiny_model, twins
 from transformers import DynamicCache
 
 from scratch_gpt2.inspection import (
+    activation_patching,
     attention_maps,
     cache_bytes,
     head_ablations,
@@ -135,3 +136,26 @@ def test_head_ablations_are_those_of_transformers_with_the_heads_rows_set_to_zer
                 close(ablations[1 + head], reference(ids).logits[0, -1].softmax(-1))
                 projection.weight.copy_(weight)
     assert ablations.shape == (5, 61)
+
+
+def test_activation_patching_is_that_of_transformers_with_a_hook():
+    reference, ours = twins()
+    clean, corrupted = random_ids(1, 6), random_ids(1, 6).flip(-1)
+    patched = activation_patching(ours, clean, corrupted)
+    assert patched.shape == (3, 6, 61)
+    with torch.no_grad():
+        states = reference(clean, output_hidden_states=True).hidden_states
+    for layer, position in ((0, 2), (1, 5), (2, 0)):
+
+        def replace(module, arguments, position=position, layer=layer):
+            hidden_states = arguments[0].clone()
+            hidden_states[0, position] = states[layer][0, position]
+            return (hidden_states, *arguments[1:])
+
+        hook = reference.transformer.h[layer].register_forward_pre_hook(replace)
+        with torch.no_grad():
+            close(patched[layer, position], reference(corrupted).logits[0, -1].softmax(-1))
+        hook.remove()
+    with pytest.raises(ValueError) as error:
+        activation_patching(ours, clean, corrupted[:, :5])
+    assert str(error.value) == "The texts have 6 and 5 tokens; make them equal."
