@@ -1,15 +1,15 @@
-"""The README's table of neighbours, from the results of the tests.
+"""Write the table of docs/integrations.md from the results of the tests.
 
-    python -m pytest tests/test_neighbours.py tests/test_trl_peft.py tests/test_judge_script.py \\
+    python -m pytest tests/test_integrations.py tests/test_trl_peft.py tests/test_judge_script.py \\
         tests/test_registration.py tests/test_generation.py --junitxml results.xml
-    python tests/neighbours_table.py results.xml
+    python tests/integrations_table.py results.xml
 """
 
 import importlib.metadata
 import sys
 import xml.etree.ElementTree as ET
 
-# Neighbour, the package that gives the version, the tests that decide, what they run.
+# Library, the package that gives the version, the tests that decide, what they run.
 ROWS = [
     ("`pipeline`", "transformers", ["test_pipelines_run_without_complaint"], "four tasks, single and batched"),
     ("question answering", "transformers", ["test_question_answering"], "the head; transformers 5 has no pipeline"),
@@ -24,7 +24,7 @@ ROWS = [
     ("PEFT", "peft", ["test_lora_without_named_targets", "test_peft_trains_saves_and_generates"],
      "LoRA, IA3, prefix, prompt"),
     ("TRL", "trl", ["test_trl_trains_as_we_do", "test_trl_dpo"], "SFT as our trainer, DPO as on transformers' GPT-2"),
-    ("vLLM", None, ["test_vllm_requirements"], "its documented requirements; vLLM itself was not run here"),
+    ("vLLM", None, ["test_vllm_requirements"], "its documented requirements; vLLM itself was not run"),
 ]  # fmt: skip
 
 
@@ -53,9 +53,9 @@ def version_of(package: str | None) -> str:
 
 def main(file: str) -> None:
     found = outcomes(file)
-    print("| neighbour | what was run | version | result |\n| --- | --- | --- | --- |")
-    for neighbour, package, tests, what in ROWS:
-        print(f"| {neighbour} | {what} | {version_of(package)} | {result_of(tests, found)} |")
+    print("| library | what was run | version | result |\n| --- | --- | --- | --- |")
+    for library, package, tests, what in ROWS:
+        print(f"| {library} | {what} | {version_of(package)} | {result_of(tests, found)} |")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """Programs that take our checkpoints besides those tested elsewhere: each `recipe` is code to copy, and is run here.
-`neighbours_table.py` writes the README's table from the results."""
+`integrations_table.py` writes the table of docs/integrations.md from the results."""
 
 import copy
 import math
