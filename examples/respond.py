@@ -151,15 +151,23 @@ def report(conversations: list[Conversation], answers: list[dict], loss) -> None
     texts = [answer["text"] for answer in answers]
     metrics = reference_metrics(texts, [row.output for row in conversations])
     stopped = sum(answer["stopped"] for answer in answers)
-    print(f"{len(answers)} answers, {stopped} ended by the model, {len(answers) - stopped} cut off")
+    print(f"{count(len(answers), 'answer')}, {stopped} ended by the model, {len(answers) - stopped} cut off")
     print(f"ROUGE-L       {metrics['rouge_l']:8.2f}")
     short = short_responses(texts)
-    note = f"; {short} answers have fewer than {BLEU_WORDS} words, which BLEU expects" if short else ""
+    note = f"; {count(short, 'answer')} with fewer than {BLEU_WORDS} words, which BLEU expects" if short else ""
     print(f"BLEU          {metrics['bleu']:8.2f} of the whole set{note}")
     print(f"exact match   {metrics['exact_match']:8.2f} %")
     if loss is not None:
-        note = f", without {loss.too_long} conversations that are too long" if loss.too_long else ""
+        note = (
+            f", without {count(loss.too_long, 'conversation')} of more tokens than the model has positions"
+            if loss.too_long
+            else ""
+        )
         print(f"perplexity    {loss.perplexity:8.2f} of the references ({loss.tokens:,} tokens{note})")
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 if __name__ == "__main__":

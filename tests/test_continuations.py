@@ -1,4 +1,4 @@
-"""Continuations that share their context are computed as if each stood there alone."""
+"""Continuations that share their context get the scores that each has alone."""
 
 import pytest
 import torch

@@ -403,7 +403,7 @@ def model_folder(tiny_tokenizer, tmp_path_factory):
     return folder
 
 
-def test_script_goes_on_where_it_was_stopped(model_folder, tiny_tokenizer, tmp_path, monkeypatch, capsys):
+def test_script_continues_a_stopped_run(model_folder, tiny_tokenizer, tmp_path, monkeypatch, capsys):
     data = write_rows(tmp_path / "rows.jsonl", ROWS)
     options = ("--model", model_folder, "--data", data, "--batch_size", 1)
     code, printed, errors = run_example(monkeypatch, capsys, *options, "--json", tmp_path / "whole.json")

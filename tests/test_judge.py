@@ -385,7 +385,7 @@ def test_the_scores_of_other_responses_are_not_taken_over(tmp_path):
 
 
 @pytest.mark.parametrize("concurrency", [1, 3])
-def test_so_many_requests_are_under_way_at_once(tmp_path, concurrency):
+def test_number_of_requests_in_flight(tmp_path, concurrency):
     lock, under_way, most = threading.Lock(), 0, 0
 
     def answer(body, number):

@@ -334,7 +334,7 @@ def test_script(folder, tiny_tokenizer, capsys):
     # F1 of the common words: 1 of 3 and 2, none, 2 of 2, 1 of 13 and 2, none.
     assert out[1] == f"ROUGE-L       {20 * (0.4 + 0 + 1 + 2 / 15 + 0):8.2f}"
     assert out[2].startswith("BLEU ")
-    assert out[2].endswith(" of the whole set; 5 answers have fewer than 4 words, which BLEU expects")  # A hat .
+    assert out[2].endswith(" of the whole set; 5 answers with fewer than 4 words, which BLEU expects")  # A hat .
     assert out[3] == "exact match      20.00 %"
     assert out[4].startswith("perplexity ") and out[4].endswith(" tokens)")
     assert sorted(file.name for file in folder.iterdir()) == ["model", "out.json", "rows.json"]
@@ -354,7 +354,7 @@ def test_script_leaves_out_what_has_no_room(folder, tiny_tokenizer, capsys):
 
 
 @pytest.mark.parametrize("sampling", [(), ("--temperature", "1.5")])
-def test_a_stopped_run_goes_on(folder, monkeypatch, capsys, sampling):
+def test_a_stopped_run_continues(folder, monkeypatch, capsys, sampling):
     options = ("--max_new_tokens", "6", "--batch_size", "2", *sampling)
     expected = run(folder, *options, output="unbroken.json")
     assert len({row["response"] for row in expected}) > 1
@@ -379,7 +379,7 @@ def test_a_stopped_run_goes_on(folder, monkeypatch, capsys, sampling):
     assert answered == [1] and not unfinished.exists()
 
 
-def test_a_stopped_run_of_another_model_is_not_gone_on_with(folder, tiny_tokenizer, monkeypatch, capsys):
+def test_a_stopped_run_of_another_model_is_not_continued(folder, tiny_tokenizer, monkeypatch, capsys):
     def stop(*arguments, **options):
         raise KeyboardInterrupt
 
@@ -488,7 +488,7 @@ def test_bad_input(folder, capsys):
     assert error.startswith(f"error: {rows}, row 2 has no text in 'output'; its columns are instruction.")
     rows.write_text(json.dumps(ROWS))
     (error,) = run_that_fails(capsys, folder, model="nothing")
-    assert f"{folder / 'nothing'}" in error
+    assert error == f"error: {folder / 'nothing'} does not exist; give an existing folder or a Hub id."
     assert sorted(file.name for file in folder.iterdir()) == ["model", "rows.json"]
 
 

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -36,7 +38,7 @@ def is_first_process() -> bool:
 
 def load_model(name: str, *, reference: bool = False) -> PreTrainedModel:
     """Load a classifier if the checkpoint is one, otherwise a language model as `load_causal_lm` does."""
-    hub = pin_revision(name, {})
+    hub = find_revision(name)
     if is_classifier(name, hub):
         return AutoModelForSequenceClassification.from_pretrained(name, **hub).eval()
     return load_causal_lm(name, reference=reference)
@@ -56,7 +58,7 @@ def load_causal_lm(name: str, *, reference: bool = False) -> PreTrainedModel:
         ValueError: the checkpoint is a classifier.
         OSError: there is no such checkpoint.
     """
-    hub = pin_revision(name, {})
+    hub = find_revision(name)
     if (adapter := adapter_config(name, hub)) is not None:
         from peft import PeftModel
 
@@ -69,6 +71,16 @@ def load_causal_lm(name: str, *, reference: bool = False) -> PreTrainedModel:
     if is_foreign_checkpoint(name, hub) and not reference:
         return ScratchGPT2ForCausalLM.from_pretrained(name, **hub).eval()
     return AutoModelForCausalLM.from_pretrained(name, **hub).eval()
+
+
+def find_revision(name: str) -> dict:
+    """The arguments of `pin_revision`. Raises FileNotFoundError for a path that does not exist."""
+    if not os.path.exists(name):
+        try:
+            validate_repo_id(name)
+        except HFValidationError as error:
+            raise FileNotFoundError(f"{name} does not exist; give an existing folder or a Hub id.") from error
+    return pin_revision(name, {})
 
 
 def is_classifier(name: str, hub: dict) -> bool:
@@ -93,7 +105,7 @@ def load_tokenizer_of(model_name: str) -> PreTrainedTokenizerBase:
     try:
         return load_tokenizer(model_name)
     except FileNotFoundError:
-        adapter = adapter_config(model_name, pin_revision(model_name, {}))
+        adapter = adapter_config(model_name, find_revision(model_name))
         if adapter is None:
             raise
         return load_tokenizer(adapter["base_model_name_or_path"])
