@@ -237,7 +237,8 @@ def main() -> None:
     check_labels(data)
     check_output(arguments, args)
     check_row_count(args, rows=len(data.splits["train"]))
-    checkpoint = None if args.overwrite_output_dir else checkpoint_to_resume(args.output_dir, arguments.resume)
+    overwrite = args.overwrite_output_dir and not arguments.resume
+    checkpoint = None if overwrite else checkpoint_to_resume(args.output_dir, arguments.resume)
     set_seed(args.seed)
     tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
     model = load_classifier(arguments.model, data.label_names, tokenizer, dropout=arguments.dropout)
@@ -251,7 +252,7 @@ def main() -> None:
     temporary = Path(args.output_dir, "trunk_cache") if cached and arguments.trunk_cache is None else None
     arguments.trunk_cache = str(temporary) if temporary else arguments.trunk_cache
     if args.process_index == 0:
-        remove_results(args.output_dir, overwrite=args.overwrite_output_dir)
+        remove_results(args.output_dir, overwrite=overwrite)
         print(describe(model, arguments, args, splits, cut, checkpoint), flush=True)
     trainer = make_trainer(
         model,

@@ -327,7 +327,8 @@ def main() -> None:
     )
     check(model_args, data_args, run_args, args)
     keep_freed_memory()
-    checkpoint = None if args.overwrite_output_dir else checkpoint_to_resume(args.output_dir, run_args.resume)
+    overwrite = args.overwrite_output_dir and not run_args.resume
+    checkpoint = None if overwrite else checkpoint_to_resume(args.output_dir, run_args.resume)
     set_seed(args.seed)
     with args.main_process_first(desc="data"):
         if run_args.smoke and data_args.data is None:
@@ -364,7 +365,7 @@ def main() -> None:
     trainer.run = {"arguments": groups, "base": model_args.model, "data": data_args.data, "loss_per": token}
     add_answers(trainer, tokenizer, validation, count=run_args.samples)
     if trainer.is_world_process_zero():
-        remove_results(args.output_dir, overwrite=args.overwrite_output_dir)
+        remove_results(args.output_dir, overwrite=overwrite)
         if test:
             save_test_rows(test, Path(args.output_dir, "test.json"))
     trainer.train(resume_from_checkpoint=checkpoint)
