@@ -6,52 +6,61 @@
     accelerate launch --config_file examples/accelerate/ddp.yaml --num_processes 8 examples/pretrain.py \\
         --data fineweb_edu_shards --preset gpt2 --per_device_train_batch_size 16 --bf16 --output_dir runs/gpt2
     python examples/pretrain.py --data book.txt --model openai-community/gpt2 --learning_rate 5e-5 ...   # continue it
+    python examples/pretrain.py book.yaml --max_steps 2000                       # options from a YAML or JSON file
 
 `--data` is a folder of token shards (examples/prepare_text.py makes them) or text files, which are then tokenized into
 shards beside the checkpoints. The defaults are the recipe of GPT-3's 125M model on 10B tokens: AdamW, 19,073 steps of
-524,288 tokens, learning rate 6e-4, no dropout. `--optimizer muon` uses Muon for the matrices in the blocks. All of
-transformers' TrainingArguments can be set too: `--activation_checkpointing`, `--torch_compile`, `--report_to wandb`.
+524,288 tokens, learning rate 6e-4, no dropout. `--num_train_epochs` replaces the number of steps. `--optimizer muon`
+uses Muon for the matrices in the blocks. All of transformers' TrainingArguments work too, such as
+`--activation_checkpointing`, `--torch_compile` and `--report_to wandb`.
 
-A run that was stopped, even by kill -9, goes on with `--resume` added to the same command, from the newest checkpoint
-that is complete, and becomes the same run: the same data in the same order and the same random numbers. Promised for
-the same number of processes and rows per process.
+A run that was stopped, even by kill -9, continues if `--resume` is added to the same command. It starts from the
+newest complete checkpoint and becomes the same run: the same data in the same order and the same random numbers, if
+the number of processes and the rows per process are the same. The learning rate, the weight decay, the schedule and
+the number of steps may change; data, seed, sizes and tokens per step may not. Ctrl-C saves a checkpoint first.
 
 The output folder gets the model and its tokenizer, checkpoint-N, log.jsonl, curves.png, samples/, and run.json for the
-model card. `--push_to_hub --hub_model_id me/gpt2` pushes every checkpoint and at the end the model.
+model card. `--push_to_hub --hub_model_id me/gpt2` pushes every checkpoint, and the model at the end.
 """
 
 import argparse
-import math
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from torch.utils.data import Subset
-from transformers import HfArgumentParser, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
-from scratch_gpt2 import ScratchGPT2Config
-from scratch_gpt2.cli import run_main
-from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
+from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
+from scratch_gpt2.cli import given_options, parse_arguments, run_main
 from scratch_gpt2.data.rows import hub_id
 from scratch_gpt2.data.text_sources import find_files, parse_separator
 from scratch_gpt2.data.text_to_shards import TextSource, text_to_shards
 from scratch_gpt2.data.token_shards import TokenShards, read_index
 from scratch_gpt2.evaluation.hellaswag import Example, read_hellaswag
+from scratch_gpt2.evaluation.perplexity import exponential
 from scratch_gpt2.hardware import keep_freed_memory, known_peak_flops
 from scratch_gpt2.hub.run_record import record_run
-from scratch_gpt2.tokenization import END_OF_TEXT, load_tokenizer
+from scratch_gpt2.tokenization import load_tokenizer
 from scratch_gpt2.training.callbacks import HellaSwagCallback, LogCallback, SampleCallback
 from scratch_gpt2.training.checkpoints import checkpoint_to_resume
-from scratch_gpt2.training.pretraining import PretrainingTrainer, whole_steps
-from scratch_gpt2.training.recipes import GPT3_RECIPE, TOKENS_PER_STEP, TRAINER_DEFAULTS
+from scratch_gpt2.training.checks import check_output_dir, check_training_arguments, remove_results
+from scratch_gpt2.training.identity import check_identity, fingerprint, same_path
+from scratch_gpt2.training.pretraining import (
+    PretrainingTrainer,
+    predicted_bytes_per_token,
+    whole_steps,
+)
+from scratch_gpt2.training.recipes import PretrainingArguments
 from scratch_gpt2.training.start import (
     accumulation_steps,
     check_launch,
     check_push,
     check_same_sizes,
+    describe,
     model_to_continue,
     new_model,
+    optimizer_steps,
 )
 from scratch_gpt2.training.trainer import metrics_of_step
 
@@ -72,64 +81,130 @@ SMOKE = {
     "sample_steps": 20,
     "output_dir": "pretrain_smoke",
 }
+SIZES = ("n_layer", "n_embd", "n_head", "n_positions")
 
 
 @dataclass
 class ModelArguments:
-    preset: str = field(default="gpt2", metadata={"help": "Size of a new model.", "choices": list(PRESETS)})
-    model: str | None = field(default=None, metadata={"help": "Continue this checkpoint: a folder or a Hub id."})
-    n_layer: int | None = field(default=None, metadata={"help": "Number of blocks, instead of the preset's."})
-    n_embd: int | None = field(default=None, metadata={"help": "Width, instead of the preset's."})
-    n_head: int | None = field(default=None, metadata={"help": "Attention heads, instead of the preset's."})
-    n_positions: int | None = field(default=None, metadata={"help": "Longest context, instead of the preset's."})
-    dropout: float = field(default=0.0, metadata={"help": "Dropout everywhere; 0.1 where the data are repeated."})
+    preset: Literal["tiny", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = field(
+        default="gpt2", metadata={"help": "Size of a new model.", "public": True}
+    )
+    model: str | None = field(
+        default=None, metadata={"help": "Checkpoint to continue: a folder or a Hub id.", "public": True}
+    )
+    n_layer: int | None = field(default=None, metadata={"help": "Blocks, instead of the preset's.", "public": True})
+    n_embd: int | None = field(default=None, metadata={"help": "Width, instead of the preset's.", "public": True})
+    n_head: int | None = field(default=None, metadata={"help": "Heads, instead of the preset's.", "public": True})
+    n_positions: int | None = field(
+        default=None, metadata={"help": "Context length, instead of the preset's.", "public": True}
+    )
+    dropout: float = field(
+        default=0.0, metadata={"help": "Dropout probability everywhere; 0.1 for repeated data.", "public": True}
+    )
 
 
 @dataclass
 class DataArguments:
-    data: str | None = field(default=None, metadata={"help": "Folder of token shards, text file, or quoted glob."})
+    data: str | None = field(
+        default=None, metadata={"help": "Folder of token shards, text file, or quoted glob.", "public": True}
+    )
     tokenizer: str | None = field(
         default=None,
-        metadata={"help": "Folder, Hub id or tiktoken:gpt2; by default the shards', the model's, or GPT-2's."},
+        metadata={
+            "help": "Folder, Hub id or tiktoken:gpt2; by default that of the shards, of the model, or GPT-2's.",
+            "public": True,
+        },
     )
-    vocab_size: int | None = field(default=None, metadata={"help": "Train a BPE of this size on the text files."})
+    vocab_size: int | None = field(
+        default=None, metadata={"help": "Train a BPE with this many tokens on the text files.", "public": True}
+    )
     document_separator: str = field(
-        default=END_OF_TEXT,
-        metadata={"help": "What stands between documents in the text files; '' switches it off."},
+        default="<|endoftext|>",
+        metadata={"help": "Text between documents in the text files; '' switches it off.", "public": True},
     )
-    block_length: int | None = field(default=None, metadata={"help": "Tokens in a row; by default n_positions."})
-    tokens_per_step: int = field(default=TOKENS_PER_STEP, metadata={"help": "Tokens of one optimizer step."})
-    eval_tokens: int = field(default=2**20, metadata={"help": "Evaluate on so many tokens of the validation shard."})
+    block_length: int | None = field(
+        default=None, metadata={"help": "Tokens per row; n_positions by default.", "public": True}
+    )
+    tokens_per_step: int = field(
+        default=524_288, metadata={"help": "Tokens per optimizer step, over all processes.", "public": True}
+    )
+    eval_tokens: int = field(
+        default=2**20, metadata={"help": "Number of validation tokens to evaluate on.", "public": True}
+    )
 
 
 @dataclass
 class RunArguments:
-    optimizer: Literal["adamw", "muon"] = field(default="adamw", metadata={"help": "AdamW, or Muon with AdamW."})
+    optimizer: Literal["adamw", "muon"] = field(
+        default="adamw", metadata={"help": "AdamW, or Muon for the matrices in the blocks.", "public": True}
+    )
     resume: bool = field(default=False, metadata={"help": "Continue from the newest complete checkpoint."})
-    sample_steps: int = field(default=500, metadata={"help": "Show a sample text every so many steps; 0: never."})
-    prompt: str = field(default="", metadata={"help": "What the samples begin with."})
-    hellaswag: str | None = field(default=None, metadata={"help": "HellaSwag's validation data, original jsonl."})
-    hellaswag_steps: int = field(default=250, metadata={"help": "Log its accuracy every so many steps; 0: never."})
-    hellaswag_rows: int = field(default=200, metadata={"help": "Use so many of its rows, spread over the file."})
+    sample_steps: int = field(default=500, metadata={"help": "Steps between sample texts; 0: no samples."})
+    prompt: str = field(default="", metadata={"help": "Beginning of the samples."})
+    hellaswag: str | None = field(
+        default=None, metadata={"help": "HellaSwag's validation data, original jsonl.", "public": True}
+    )
+    hellaswag_steps: int = field(default=250, metadata={"help": "Steps between evaluations on HellaSwag; 0: none."})
+    hellaswag_rows: int = field(
+        default=200, metadata={"help": "Number of HellaSwag rows, spread over the file.", "public": True}
+    )
     peak_flops: float | None = field(
-        default=None, metadata={"help": "Peak FLOP/s of one device, for the utilisation; known for common GPUs."}
+        default=None, metadata={"help": "Peak FLOP/s of one device, for the utilization; known for common GPUs."}
     )
-    smoke: bool = field(default=False, metadata={"help": "Try everything in small, on Python source code."})
+    smoke: bool = field(default=False, metadata={"help": "Run everything on a tiny scale, on Python source code."})
 
 
-def parse_arguments():
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, RunArguments, TrainingArguments),
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(**GPT3_RECIPE, **TRAINER_DEFAULTS)
-    if "--smoke" in sys.argv:
-        parser.set_defaults(**SMOKE)
-    return parser.parse_args_into_dataclasses()
+def smoke_defaults(options: argparse.Namespace) -> dict:
+    if not options.smoke:
+        return {}
+    unused = {"max_steps"} if options.num_train_epochs is not None else set()
+    unused |= {*SIZES, "vocab_size"} if options.model is not None else set()
+    return {name: value for name, value in SMOKE.items() if name not in unused}
 
 
-def open_data(data_args, model_args, run_args, args) -> tuple[str, object]:
+def check_options(model_args, data_args, run_args, args) -> None:
+    """Raise ValueError for options that would be ignored."""
+    given = set().union(*map(given_options, (model_args, data_args, run_args, args)))
+    conflicts = [
+        (model_args.model is not None, ("preset", *SIZES), f"is for a new model; {model_args.model} has its own size"),
+        (data_args.tokenizer is not None, ("vocab_size",), "trains a tokenizer, and --tokenizer names another one"),
+        (run_args.optimizer == "muon", ("optim",), "chooses another optimizer than --optimizer muon"),
+        (run_args.hellaswag is None, ("hellaswag_steps", "hellaswag_rows"), "needs --hellaswag and its data"),
+    ]
+    for conflicting, names, reason in conflicts:
+        for name in names:
+            if conflicting and name in given:
+                raise ValueError(f"--{name} {reason}; leave it out.")
+    for name in ("sample_steps", "hellaswag_steps"):
+        if getattr(run_args, name) < 0:
+            raise ValueError(f"{name} is {getattr(run_args, name)} but must be at least 0.")
+
+
+def start_model(model_args: ModelArguments) -> tuple[ScratchGPT2ForCausalLM | None, ScratchGPT2Config]:
+    """The model to continue and its configuration; of a new model only the configuration."""
+    if model_args.model is not None:
+        model = model_to_continue(model_args.model, model_args.dropout)
+        return model, model.config
+    sizes = {name: getattr(model_args, name) for name in SIZES if getattr(model_args, name) is not None}
+    return None, ScratchGPT2Config.from_preset(model_args.preset, **sizes)
+
+
+def divide_step(data_args: DataArguments, args: PretrainingArguments, block_length: int) -> None:
+    """Derive the passes per step from tokens_per_step or, where only these are given, tokens_per_step from them."""
+    accumulation_given = "gradient_accumulation_steps" in given_options(args)
+    if accumulation_given and "tokens_per_step" not in given_options(data_args):
+        rows = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+        data_args.tokens_per_step = rows * block_length
+    passes = accumulation_steps(data_args.tokens_per_step, block_length, args.train_batch_size, args.world_size)
+    if accumulation_given and passes != args.gradient_accumulation_steps:
+        raise ValueError(
+            f"gradient_accumulation_steps is {args.gradient_accumulation_steps}, but tokens_per_step "
+            f"{data_args.tokens_per_step} takes {passes}; leave one of them out."
+        )
+    args.gradient_accumulation_steps = passes
+
+
+def open_data(model_args, data_args, run_args, args) -> tuple[str, PreTrainedTokenizerBase]:
     """The folder of token shards and their tokenizer."""
     data, vocab_size = data_args.data, data_args.vocab_size
     if run_args.smoke and data is None:
@@ -139,7 +214,9 @@ def open_data(data_args, model_args, run_args, args) -> tuple[str, object]:
     if data is None:
         raise ValueError("--data is missing: give a folder of token shards or a text file, or try --smoke.")
     if Path(data).is_dir():
-        read_index(Path(data))  # raises where the folder holds something else
+        read_index(Path(data))  # raises if the folder holds something else
+        if "vocab_size" in given_options(data_args):
+            raise ValueError(f"--vocab_size trains a tokenizer, but the shards in {data} have one; leave it out.")
         return data, load_tokenizer(data_args.tokenizer or Path(data, "tokenizer"))
     folder = Path(args.output_dir, "shards")
     name = data_args.tokenizer or model_args.model or "openai-community/gpt2"
@@ -148,7 +225,7 @@ def open_data(data_args, model_args, run_args, args) -> tuple[str, object]:
     return str(folder), tokenizer
 
 
-def hellaswag_examples(run_args) -> list[Example]:
+def hellaswag_examples(run_args: RunArguments) -> list[Example]:
     if run_args.hellaswag is None or not run_args.hellaswag_steps:
         return []
     if run_args.hellaswag_rows < 1:
@@ -158,28 +235,61 @@ def hellaswag_examples(run_args) -> list[Example]:
     return [examples[i * len(examples) // rows] for i in range(rows)]
 
 
-def describe(trainer: PretrainingTrainer, optimizer: str, checkpoint: str | None) -> str:
+def header(trainer: PretrainingTrainer, optimizer: str, checkpoint: str | None) -> str:
     """What was derived, one line each."""
-    config, args, tokens_per_step = trainer.model.config, trainer.args, trainer.tokens_per_step
-    train, validation = trainer.train_dataset, trainer.eval_dataset
+    config, train, validation = trainer.model.config, trainer.train_dataset, trainer.eval_dataset
     block_length = train.dataset.block_length
-    tokens_per_epoch = len(train) * block_length
-    steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * tokens_per_epoch / tokens_per_step)
-    muon = "Muon for the matrices in the blocks, AdamW for the rest" if optimizer == "muon" else args.optim.value
-    lines = {
-        "model": f"{trainer.model.num_parameters() / 1e6:.1f}M parameters, {config.n_layer} layers, width "
-        f"{config.n_embd}, {config.n_head} heads, {config.vocab_size} tokens, {config.n_positions} positions",
-        "data": f"{train.dataset.tokens:,} tokens in {len(train):,} blocks of {block_length}, seen "
-        f"{steps * tokens_per_step / tokens_per_epoch:.2f} times; validation on {len(validation):,} blocks",
-        "step": f"{tokens_per_step:,} tokens = {args.world_size} process(es) x {args.train_batch_size} rows x "
-        f"{block_length} tokens x {args.gradient_accumulation_steps} passes",
-        "schedule": f"{steps:,} steps, {args.get_warmup_steps(steps)} of them warm-up, learning rate "
-        f"{args.learning_rate:g}, {args.lr_scheduler_type.value}",
-        "optimizer": f"{muon}, weight decay {args.weight_decay:g} on all matrices, embeddings among them",
-        "precision": f"float32 weights, mixed precision: {trainer.accelerator.mixed_precision}",
-        "start": f"continues {checkpoint}" if checkpoint else "step 0",
-    }
-    return "\n".join(f"{name:<11}{line}" for name, line in lines.items())
+    repeats = optimizer_steps(trainer) * trainer.tokens_per_step / (len(train) * block_length)
+    name = (
+        "Muon for the matrices in the blocks, AdamW for the rest" if optimizer == "muon" else trainer.args.optim.value
+    )
+    return describe(
+        trainer,
+        checkpoint,
+        block_length,
+        model=f"{trainer.model.num_parameters() / 1e6:.1f}M parameters, {config.n_layer} layers, width "
+        f"{config.n_embd}, {config.n_head} heads, a vocabulary of {config.vocab_size:,} tokens, "
+        f"{config.n_positions:,} positions",
+        data=f"{train.dataset.tokens:,} tokens in {len(train):,} blocks of {block_length}, seen {repeats:.2f} times; "
+        f"validation on {len(validation):,} blocks",
+        optimizer=f"{name}, weight decay {trainer.args.weight_decay:g} on all matrices, including the embeddings",
+    )
+
+
+def make_trainer(groups: tuple, examples: list[Example]) -> tuple[PretrainingTrainer, SampleCallback]:
+    """The trainer with its model, data and callbacks; nothing has been trained or written except token shards."""
+    model_args, data_args, run_args, args = groups
+    model, config = start_model(model_args)
+    block_length = data_args.block_length or config.n_positions
+    divide_step(data_args, args, block_length)
+    with args.main_process_first(desc="tokenization"):
+        folder, tokenizer = open_data(*groups)
+    train, validation = (TokenShards(folder, block_length, split) for split in ("train", "validation"))
+    model = model or new_model(config, tokenizer, model_args.dropout)
+    train.check_fits(tokenizer, model.config)
+    tokenizer.model_max_length = config.n_positions
+    blocks = min(len(validation), max(1, data_args.eval_tokens // block_length))
+    evaluated = Subset(validation, range(blocks))
+    trainer = PretrainingTrainer(
+        model,
+        args,
+        run_args.optimizer,
+        tokens_per_step=data_args.tokens_per_step,
+        block_length=block_length,
+        peak_flops=run_args.peak_flops or known_peak_flops(),
+        bytes_per_token=predicted_bytes_per_token(evaluated, tokenizer),
+        train_dataset=whole_steps(train, data_args.tokens_per_step // block_length),
+        eval_dataset=evaluated,
+        processing_class=tokenizer,
+        callbacks=[LogCallback()],
+    )
+    trainer.run = run_for_card(groups, folder)
+    sampler = SampleCallback(trainer, tokenizer, run_args.prompt, run_args.sample_steps)
+    if run_args.sample_steps:
+        trainer.add_callback(sampler)
+    if examples:
+        trainer.add_callback(HellaSwagCallback(trainer, tokenizer, examples, run_args.hellaswag_steps))
+    return trainer, sampler
 
 
 def run_for_card(groups: tuple, folder: str) -> dict:
@@ -191,75 +301,74 @@ def run_for_card(groups: tuple, folder: str) -> dict:
     return {"arguments": groups, "base": model_args.model, "data": [data]}
 
 
-def main():
-    model_args, data_args, run_args, args = parse_arguments()
+def check_same_run(trainer: PretrainingTrainer, groups: tuple, checkpoint: str | None) -> list[str]:
+    """The changes of a resumed run that take effect. Raises ValueError for those that cannot."""
+    model_args, data_args, run_args, args = groups
+    if checkpoint:
+        check_same_sizes(trainer.model, checkpoint)
+    shards = trainer.train_dataset.dataset
+    return check_identity(
+        args,
+        checkpoint,
+        data=fingerprint([shard["sha256"] for shard in shards.index["shards"]]),
+        model=same_path(model_args.model),
+        optimizer=run_args.optimizer,
+        tokens_per_step=data_args.tokens_per_step,
+        block_length=shards.block_length,
+        dropout=model_args.dropout,
+    )
+
+
+def report(trainer: PretrainingTrainer, metrics: dict, prompt: str, sample: str) -> None:
+    """Write run.json, and say what came out and how to use it."""
+    folder, loss = trainer.args.output_dir, metrics["eval_loss"]
+    measured = metrics_of_step(trainer.state.log_history, trainer.state.global_step)
+    measured["perplexity"] = exponential(loss)
+    record_run(folder, **trainer.run, metrics=measured, samples=[(prompt, sample)] if sample else [])
+    bits = metrics.get("eval_bits_per_byte")
+    bits = "" if bits is None else f", {bits:.3f} bits per byte"
+    print(f"\nvalidation loss {loss:.4f}, perplexity {measured['perplexity']:.2f}{bits}\nUse the model:\n")
+    print("    import scratch_gpt2, transformers")
+    print(f"    print(transformers.pipeline('text-generation', {folder!r})('The'))")
+
+
+def main() -> None:
+    groups = parse_arguments(
+        ModelArguments,
+        DataArguments,
+        RunArguments,
+        PretrainingArguments,
+        description=__doc__,
+        defaults=smoke_defaults,
+    )
+    model_args, data_args, run_args, args = groups
     check_launch(args)
-    keep_freed_memory()
+    check_training_arguments(args, metrics=("loss", "bits_per_byte"))
+    check_options(*groups)
+    resuming = run_args.resume or args.resume_from_checkpoint is not None
+    inputs = (model_args.model, data_args.data, data_args.tokenizer, run_args.hellaswag)
+    check_output_dir(args.output_dir, inputs=inputs, resume=resuming, overwrite=args.overwrite_output_dir)
+    overwriting = args.overwrite_output_dir and not resuming
+    checkpoint = (
+        None if overwriting else checkpoint_to_resume(args.output_dir, run_args.resume, args.resume_from_checkpoint)
+    )
     check_push(args)
-    checkpoint = checkpoint_to_resume(args.output_dir, run_args.resume)
+    keep_freed_memory()
     examples = hellaswag_examples(run_args)
     set_seed(args.seed)
-
-    sizes = {name: getattr(model_args, name) for name in ("n_layer", "n_embd", "n_head", "n_positions")}
-    sizes = {name: size for name, size in sizes.items() if size is not None}
-    if model_args.model is None:
-        model, config = None, ScratchGPT2Config.from_preset(model_args.preset, **sizes)
-    elif sizes:
-        raise ValueError(f"--{next(iter(sizes))} is for a new model; {model_args.model} has its sizes already.")
-    else:
-        model = model_to_continue(model_args.model, model_args.dropout)
-        config = model.config
-    block_length = data_args.block_length or config.n_positions
-    args.gradient_accumulation_steps = accumulation_steps(
-        data_args.tokens_per_step, block_length, args.train_batch_size, args.world_size
-    )
-
-    with args.main_process_first(desc="tokenization"):
-        folder, tokenizer = open_data(data_args, model_args, run_args, args)
-    tokenizer.model_max_length = config.n_positions
-    train, validation = (TokenShards(folder, block_length, split) for split in ("train", "validation"))
-    bytes_per_token = validation.bytes_per_token()
-    model = model or new_model(config, tokenizer, model_args.dropout)
-    train.check_fits(tokenizer, model.config)
-    train = whole_steps(train, data_args.tokens_per_step // block_length)
-    validation = Subset(validation, range(min(len(validation), max(1, data_args.eval_tokens // block_length))))
-    if checkpoint:
-        check_same_sizes(model, checkpoint)
-
-    trainer = PretrainingTrainer(
-        model,
-        args,
-        run_args.optimizer,
-        tokens_per_step=data_args.tokens_per_step,
-        block_length=block_length,
-        peak_flops=run_args.peak_flops or known_peak_flops(),
-        bytes_per_token=bytes_per_token,
-        train_dataset=train,
-        eval_dataset=validation,
-        processing_class=tokenizer,
-        callbacks=[LogCallback()],
-    )
-    trainer.run = run_for_card((model_args, data_args, run_args, args), folder)
-    sampler = SampleCallback(trainer, tokenizer, run_args.prompt, run_args.sample_steps)
-    if run_args.sample_steps:
-        trainer.add_callback(sampler)
-    if examples:
-        trainer.add_callback(HellaSwagCallback(trainer, tokenizer, examples, run_args.hellaswag_steps))
+    trainer, sampler = make_trainer(groups, examples)
+    changes = check_same_run(trainer, groups, checkpoint)
     if trainer.is_world_process_zero():
-        print(describe(trainer, run_args.optimizer, checkpoint), flush=True)
+        remove_results(args.output_dir, overwrite=overwriting)
+        print("\n".join([header(trainer, run_args.optimizer, checkpoint), *changes]), flush=True)
+
     trainer.train(resume_from_checkpoint=checkpoint)
     metrics = trainer.evaluate()
     trainer.save_model()
+    if run_args.sample_steps and not sampler.text:  # resumed after its last step
+        sampler.text = sampler.sample(trainer.model, args.seed)
     if trainer.is_world_process_zero():
-        bits = f", {metrics['eval_bits_per_byte']:.3f} bits per byte" if bytes_per_token else ""
-        loss = metrics["eval_loss"]
-        measured = metrics_of_step(trainer.state.log_history, trainer.state.global_step)
-        measured["perplexity"] = math.exp(loss)
-        samples = [(run_args.prompt, sampler.text)] if sampler.text else []
-        record_run(args.output_dir, **trainer.run, metrics=measured, samples=samples)
-        print(f"\nvalidation loss {loss:.4f}, perplexity {math.exp(loss):.2f}{bits}\nUse the model:\n")
-        print("    import scratch_gpt2, transformers")
-        print(f"    print(transformers.pipeline('text-generation', {args.output_dir!r})('The'))")
+        report(trainer, metrics, run_args.prompt, sampler.text)
     if args.push_to_hub:
         trainer.push_to_hub()
     trainer.accelerator.end_training()

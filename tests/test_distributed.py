@@ -21,11 +21,11 @@ from accelerate.utils import DistributedType
 from model_fixtures import tiny_model
 from safetensors.torch import load_file
 from test_pretrain import history, make_trainer
-from transformers import TrainingArguments
 
 from scratch_gpt2 import ScratchGPT2ForCausalLM
 from scratch_gpt2.training.callbacks import SampleCallback
 from scratch_gpt2.training.checkpoints import newest_intact_checkpoint
+from scratch_gpt2.training.recipes import PretrainingArguments
 
 pytestmark = pytest.mark.xdist_group("distributed")  # one worker: the fixtures occupy both cores
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -54,7 +54,7 @@ def train(output_dir, optimizer, passes, resume_from_checkpoint=None):
 
 
 def arguments_for_sharding(*args, **kwargs):
-    arguments = TrainingArguments(*args, **kwargs)
+    arguments = PretrainingArguments(*args, **kwargs)
     assert PartialState().distributed_type == DistributedType.MULTI_CPU
     PartialState._shared_state["distributed_type"] = DistributedType.MULTI_XPU
     return arguments
@@ -63,7 +63,7 @@ def arguments_for_sharding(*args, **kwargs):
 def work(kind, folder):
     """What each of the two processes runs."""
     if kind == "fsdp2":
-        test_pretrain.TrainingArguments = arguments_for_sharding
+        test_pretrain.PretrainingArguments = arguments_for_sharding
     for optimizer in OPTIMIZERS:
         trainer = train(folder / optimizer, optimizer, passes=1)
         assert trainer.args.world_size == 2 and trainer.is_fsdp_enabled == (kind == "fsdp2")

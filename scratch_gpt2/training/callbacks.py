@@ -1,9 +1,8 @@
-"""What pretraining shows while it runs: speed, samples, a log and plots beside the checkpoints."""
+"""What a training run shows while it runs: speed, samples, a log and plots beside the checkpoints."""
 
 import importlib.util
 import json
 import logging
-import os
 import time
 from pathlib import Path
 
@@ -11,16 +10,19 @@ import torch
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from ..evaluation.hellaswag import Example, check_fits, encode_example, score_examples, summarize
+from ..files import write_atomically
+from ..prediction import evaluation_mode
+from .plots import plot_log
 
 logger = logging.getLogger(__name__)
 
 
 def flops_per_token(config, length: int) -> int:
-    """Floating point operations that training on one token takes, in rows of `length` tokens.
+    """Floating point operations of training on one token, in rows of `length` tokens.
 
-    6 for every weight of a matrix that the token passes (multiply and add, forward once and backward twice), the
-    output layer among them, and 12 * n_layer * n_embd * length for the attention scores and weighted sums. The masked
-    half of the attention counts, recomputation does not (Chowdhery et al. 2022, "PaLM", appendix B).
+    6 for every weight of a matrix that the token passes (multiply and add, forward once and backward twice), including
+    the output layer, and 12 * n_layer * n_embd * length for the attention scores and weighted sums. The masked half of
+    the attention counts; recomputation does not (Chowdhery et al. 2022, "PaLM", appendix B).
     """
     matrices = config.matrix_parameters + config.vocab_size * config.n_embd
     return 6 * matrices + 12 * config.n_layer * config.n_embd * length
@@ -61,11 +63,13 @@ class SpeedCallback(TrainerCallback):
 
 
 class SampleCallback(TrainerCallback):
-    """Continues `prompt` every so many steps, prints the text and writes it to samples/step-N.txt.
+    """Continues `prompt` every `every` steps and at the end, prints the text and writes it to samples/step-N.txt.
 
-    The samples are drawn with a random state of their own, so that training does not depend on them. Add it to a
-    `PretrainingTrainer` that exists; its time does not count as training. Every process takes part, since under FSDP
-    none has the whole model. `text` is the last sample.
+    Sampling has a random state of its own, so that training does not depend on it. Add the callback to an existing
+    `PretrainingTrainer`; its time does not count as training. Every process takes part, because under FSDP no process
+    has the whole model. `text` is the last sample.
+
+    Raises ValueError for a prompt that leaves no room for another token.
     """
 
     def __init__(
@@ -82,6 +86,7 @@ class SampleCallback(TrainerCallback):
         self.every = every
         self.max_new_tokens = max_new_tokens
         self.text = ""
+        check_prompt_fits(self.prompt_ids.shape[1], trainer.model.config.n_positions)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if state.global_step % self.every != 0 and state.global_step != state.max_steps:
@@ -97,9 +102,7 @@ class SampleCallback(TrainerCallback):
     def sample(self, model, seed: int) -> str:
         ids = self.prompt_ids.to(next(model.parameters()).device)
         room = model.config.n_positions - ids.shape[1]
-        was_training = model.training
-        model.eval()
-        with torch.random.fork_rng():
+        with evaluation_mode(model), torch.random.fork_rng():
             torch.manual_seed(seed)
             output = model.generate(
                 ids,
@@ -110,16 +113,23 @@ class SampleCallback(TrainerCallback):
                 use_cache=True,
                 pad_token_id=self.tokenizer.pad_token_id,
             )
-        model.train(was_training)
         return self.tokenizer.decode(output[0], skip_special_tokens=True)
 
 
+def check_prompt_fits(tokens: int, n_positions: int) -> None:
+    if tokens >= n_positions:
+        raise ValueError(
+            f"The prompt has {tokens} tokens, but the model's context of {n_positions} must also hold a new one; "
+            "shorten --prompt."
+        )
+
+
 class HellaSwagCallback(TrainerCallback):
-    """Logs `hellaswag_accuracy` and `hellaswag_accuracy_norm` (see `evaluation/hellaswag.py`) every so many steps and
+    """Logs `hellaswag_accuracy` and `hellaswag_accuracy_norm` (see `evaluation/hellaswag.py`) every `every` steps and
     at the end.
 
-    Add it to a `PretrainingTrainer` that exists, since only a trainer can log: `trainer.add_callback(...)`. Its time
-    does not count as training. Every process takes part, since under FSDP none has the whole model.
+    Add it to an existing `PretrainingTrainer`, which it logs through. Its time does not count as training. Every
+    process takes part, because under FSDP no process has the whole model.
 
     Raises ValueError for an example that does not fit the trainer's model.
     """
@@ -141,10 +151,9 @@ class HellaSwagCallback(TrainerCallback):
 
 
 class LogCallback(TrainerCallback):
-    """Writes every log entry to log.jsonl, and their curves to curves.png whenever a checkpoint is saved.
+    """Writes every log entry to log.jsonl, and plots them to curves.png whenever a checkpoint is saved.
 
-    Trainer keeps the entries in its checkpoints. What a resumed run logs again replaces what was logged after the
-    checkpoint.
+    Trainer keeps the entries in its checkpoints. A resumed run replaces what was logged after its checkpoint.
     """
 
     def __init__(self):
@@ -153,13 +162,14 @@ class LogCallback(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
             if not self.plots:
-                logger.warning("There will be no curves.png: pip install matplotlib.")
+                logger.warning("curves.png needs matplotlib: pip install matplotlib.")
             Path(args.output_dir).mkdir(parents=True, exist_ok=True)
-            self._path(args).write_text("".join(json.dumps(entry) + "\n" for entry in state.log_history))
+            content = "".join(json.dumps(entry) + "\n" for entry in state.log_history).encode()
+            write_atomically(self._path(args), lambda file: file.write(content))
 
     def on_log(self, args, state, control, **kwargs):
         if state.is_world_process_zero:
-            with self._path(args).open("a") as file:
+            with self._path(args).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(state.log_history[-1]) + "\n")
 
     def on_save(self, args, state, control, **kwargs):
@@ -171,28 +181,3 @@ class LogCallback(TrainerCallback):
     @staticmethod
     def _path(args) -> Path:
         return Path(args.output_dir, "log.jsonl")
-
-
-def plot_log(history: list[dict], path: Path) -> None:
-    """Draw loss, learning rate and gradient norm over the steps, one below the other, into the PNG file `path`.
-
-    `history` is `trainer.state.log_history`.
-    """
-    from matplotlib.figure import Figure  # not pyplot, which would look for a display
-
-    curves = {"loss per token (nats)": ("loss", "eval_loss"), "learning rate": ("learning_rate",)}
-    curves["gradient norm"] = ("grad_norm",)
-    figure = Figure(figsize=(7, 9), layout="constrained")
-    for axes, (title, keys) in zip(figure.subplots(len(curves), sharex=True), curves.items(), strict=True):
-        for key in keys:
-            points = [(entry["step"], entry[key]) for entry in history if key in entry]
-            if points:
-                axes.plot(*zip(*points, strict=True), label=key)
-        axes.set_ylabel(title)
-        if axes.lines:
-            axes.legend()
-        axes.grid(alpha=0.3)
-    axes.set_xlabel("step")
-    unfinished = path.with_suffix(".tmp")
-    figure.savefig(unfinished, format="png", dpi=150)
-    os.replace(unfinished, path)

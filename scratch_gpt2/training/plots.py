@@ -1,8 +1,15 @@
 """Curves of a training run, drawn from what Trainer has logged."""
 
 import os
+from pathlib import Path
 
-from ..files import new_figure, save_figure
+from ..files import new_figure, save_figure, write_atomically
+
+LOG_PANELS = {
+    "loss per token (nats)": ("loss", "eval_loss"),
+    "learning rate": ("learning_rate",),
+    "gradient norm": ("grad_norm",),
+}
 
 
 def plot_history(history: list[dict], path: str | os.PathLike, title: str = "Loss per token (nats)") -> None:
@@ -11,7 +18,7 @@ def plot_history(history: list[dict], path: str | os.PathLike, title: str = "Los
     The numbers go into a JSON file of the same name beside it. `history` is `trainer.state.log_history`, entries with
     `step` and `loss` or `eval_loss`; others are kept in the JSON file and not drawn. No display is needed.
 
-    Raises ImportError without matplotlib, ValueError where there is nothing to draw.
+    Raises ImportError without matplotlib, ValueError if there is nothing to draw.
     """
     figure = new_figure(figsize=(7, 4))
     curves = {"training": _points(history, "loss"), "validation": _points(history, "eval_loss")}
@@ -31,13 +38,39 @@ def _points(history: list[dict], key: str) -> list[tuple[int, float]]:
     return [(entry["step"], entry[key]) for entry in history if key in entry]
 
 
+def plot_log(history: list[dict], path: Path) -> None:
+    """Draw loss, learning rate and gradient norm over the steps, one below the other, into the PNG file `path`.
+
+    What was not logged has no panel; a history without any of them draws nothing. `history` is
+    `trainer.state.log_history`.
+    """
+    panels = []
+    for title, keys in LOG_PANELS.items():
+        curves = {key: _points(history, key) for key in keys}
+        if any(curves.values()):
+            panels.append((title, {key: points for key, points in curves.items() if points}))
+    if not panels:
+        return
+    figure = new_figure(figsize=(7, 3 * len(panels)))
+    for axes, (title, curves) in zip(
+        figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels, strict=True
+    ):
+        for key, points in curves.items():
+            axes.plot(*zip(*points, strict=True), label=key)
+        axes.set_ylabel(title)
+        axes.legend()
+        axes.grid(alpha=0.3)
+    axes.set_xlabel("step")
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+
+
 def plot_epochs(history: list[dict], path: str | os.PathLike) -> None:
     """Draw a classifier's loss and accuracy on training and validation rows over the epochs into the PNG file `path`.
 
     The numbers go into a JSON file of the same name beside it. `history` is the `trainer.state.log_history` of a
     `ClassificationTrainer`.
 
-    Raises ImportError without matplotlib, ValueError where no epoch was evaluated.
+    Raises ImportError without matplotlib, ValueError if no epoch was evaluated.
     """
     figure = new_figure(figsize=(9, 4))
     evaluated = [entry for entry in history if "eval_loss" in entry]
@@ -54,8 +87,8 @@ def plot_epochs(history: list[dict], path: str | os.PathLike) -> None:
 
 
 def plot_confusion_matrix(matrix: list[list[int]], label_names: list[str], path: str | os.PathLike) -> None:
-    """Draw how many rows of each label (from top to bottom) were predicted as which (from left to right) into the PNG
-    file `path`, and write the numbers into a JSON file of the same name beside it.
+    """Draw a confusion matrix, true labels from top to bottom and predicted ones from left to right, into the PNG file
+    `path`, and write the numbers into a JSON file of the same name beside it.
 
     Raises ImportError without matplotlib.
     """

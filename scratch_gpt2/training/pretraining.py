@@ -3,19 +3,34 @@
 import dataclasses
 import math
 
+import numpy as np
 import torch
 from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import Dataset, Subset
-from transformers import TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
+from ..data.encoding import token_bytes
 from ..modeling_scratch_gpt2 import ScratchGPT2ForCausalLM
 from .callbacks import SpeedCallback, flops_per_token
 from .optimizers import muon_for_trainer
-from .trainer import PushingTrainer
+from .trainer import LanguageModelTrainer
+
+
+def predicted_bytes_per_token(blocks: Dataset, tokenizer: PreTrainedTokenizerBase) -> float | None:
+    """Bytes of UTF-8 per predicted token of `blocks`: the first token of a block is not predicted. `None` for a
+    tokenizer that is not byte-level."""
+    lengths = token_bytes(tokenizer)
+    if lengths is None:
+        return None
+    counts = [lengths[block["labels"][1:].numpy()] for block in (blocks[i] for i in range(len(blocks)))]
+    return float(np.concatenate(counts).mean()) or None
 
 
 def whole_steps(dataset: Dataset, rows_per_step: int) -> Subset:
-    """As many rows as fill whole optimizer steps, so that every step of every epoch has the same number of tokens."""
+    """The rows that fill whole optimizer steps, so that every step of every epoch has the same number of tokens.
+
+    Raises ValueError for fewer rows than a step has.
+    """
     rows = len(dataset) // rows_per_step * rows_per_step
     if rows == 0:
         raise ValueError(
@@ -25,14 +40,14 @@ def whole_steps(dataset: Dataset, rows_per_step: int) -> Subset:
     return Subset(dataset, range(rows))
 
 
-class PretrainingTrainer(PushingTrainer):
-    """Trainer for language models that also logs tokens per second, model-FLOPs utilisation and bits per byte.
+class PretrainingTrainer(LanguageModelTrainer):
+    """Trainer that also logs tokens per second, model FLOPs utilization and bits per byte.
 
     Args:
-        optimizer: `adamw` (or whatever `args.optim` names) or `muon`.
+        optimizer: `adamw`, which stands for the optimizer that `args.optim` names, or `muon`.
         tokens_per_step, block_length: tokens of one optimizer step, over all processes, and of one row.
-        peak_flops: peak FLOP/s of one device; `None` leaves the utilisation out.
-        bytes_per_token: of the evaluation text; `None` leaves bits per byte out.
+        peak_flops: peak FLOP/s of one device; `None` leaves the utilization out.
+        bytes_per_token: of the evaluated blocks, from `predicted_bytes_per_token`; `None` leaves bits per byte out.
     """
 
     def __init__(
@@ -74,14 +89,9 @@ class PretrainingTrainer(PushingTrainer):
             logs["eval_bits_per_byte"] = logs["eval_loss"] / math.log(2) / self.bytes_per_token
         super().log(logs, start_time)
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        if prediction_loss_only:
-            inputs = {**inputs, "skip_logits": True}
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
-
     def _save(self, output_dir=None, state_dict=None):
-        """FSDP makes a class of its own from the model's, in a module of torch. `save_pretrained` would name it in the
-        configuration, copy that module instead of ours, and store the tied embeddings twice."""
+        """Save under FSDP, which gives the model a class of its own in a module of torch: `save_pretrained` would name
+        it in the configuration, copy that module instead of ours, and store the tied embeddings twice."""
         sharded_class = type(self.model)
         if not issubclass(sharded_class, FSDPModule):
             return super()._save(output_dir, state_dict)

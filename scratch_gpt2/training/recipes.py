@@ -84,12 +84,12 @@ class PretrainingArguments(RecipeArguments):
     def __post_init__(self):
         if self.max_steps is None:
             self.max_steps = PRETRAINING_STEPS if self.num_train_epochs is None else -1
-        elif self.max_steps > 0 and self.num_train_epochs is not None:
+        elif self.max_steps > 0 and self.num_train_epochs:
             raise ValueError(
                 f"max_steps is {self.max_steps} and num_train_epochs is {self.num_train_epochs:g}; give one of them."
             )
-        if self.max_steps == -1 and self.num_train_epochs is None:
-            self.num_train_epochs = TrainingArguments.num_train_epochs
+        if self.num_train_epochs is None:
+            self.num_train_epochs = 0.0 if self.max_steps > 0 else TrainingArguments.num_train_epochs
         if self.lr_scheduler_type == "cosine_with_min_lr" and self.lr_scheduler_kwargs is None:
             self.lr_scheduler_kwargs = {"min_lr_rate": 0.1}
         super().__post_init__()
@@ -138,18 +138,6 @@ class InstructionArguments(RecipeArguments):
     save_total_limit: int | None = 2
     load_best_model_at_end: bool = True
 
-
-GPT3_RECIPE = {
-    "max_steps": 19_073,
-    "learning_rate": 6e-4,
-    "lr_scheduler_type": "cosine_with_min_lr",
-    "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
-    "warmup_steps": 715 / 19_073,
-    "weight_decay": 0.1,
-    "adam_beta1": 0.9,
-    "adam_beta2": 0.95,
-    "max_grad_norm": 1.0,
-}
 
 # How Trainer logs, saves and evaluates unless the user says otherwise. `use_cache` belongs to the saved configuration;
 # the model itself never caches in training.

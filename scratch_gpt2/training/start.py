@@ -1,17 +1,20 @@
-"""What comes before the first training step: the launch, the model, and checks that would be late after it."""
+"""Everything before the first training step: the launch, the model, the header, and what can be refused in time."""
 
 import logging
+import math
 import os
 
 import torch
 from huggingface_hub import whoami
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
+from ..cli import given_options
 from ..configuration_scratch_gpt2 import ScratchGPT2Config
 from ..hardware import cpu_computes_bfloat16
 from ..hub.card import adapter_base
 from ..hub.push import explain_refusal
+from ..hub.run_record import describe_hardware
 from ..modeling_scratch_gpt2 import ScratchGPT2ForCausalLM
 
 logger = logging.getLogger(__name__)
@@ -40,8 +43,8 @@ def _dropout(probability: float) -> dict[str, float]:
 
 
 def check_same_sizes(model: ScratchGPT2ForCausalLM, checkpoint: str) -> None:
-    """Raise ValueError where `checkpoint` is of another size than `model`: Trainer would load the layers that fit and
-    say nothing about the rest."""
+    """Raise ValueError if `checkpoint` has other sizes than `model`: Trainer would load the layers that fit, and say
+    nothing about the rest."""
     saved = ScratchGPT2Config.from_pretrained(checkpoint)
     for name in SIZES:
         ours, theirs = getattr(model.config, name), getattr(saved, name)
@@ -53,19 +56,67 @@ def check_same_sizes(model: ScratchGPT2ForCausalLM, checkpoint: str) -> None:
 
 
 def check_launch(args: TrainingArguments) -> None:
-    """Raise ValueError where accelerate or torchrun has started something else than Trainer will run: accelerate uses
-    several processes only with GPUs or when told to use the processor, and FSDP only with GPUs. It says nothing, and
-    the processes would each train a model of their own into the same folder. Emulated bfloat16 is only warned of."""
+    """Raise ValueError if Trainer will not run what was launched or asked for.
+
+    accelerate uses several processes only with GPUs or when told to use the CPU, and FSDP only with GPUs. It does not
+    say so, and each process would train a model of its own into the same folder. Emulated bfloat16 is only warned of.
+    """
+    if given_options(args) & {"do_eval", "do_predict"} and not args.do_train:
+        raise ValueError(
+            "--do_eval and --do_predict without --do_train ask for an evaluation only, but this script trains; leave "
+            "them out, or evaluate a model with examples/perplexity.py."
+        )
     if args.bf16 and args.device.type == "cpu" and not cpu_computes_bfloat16():
-        logger.warning("This processor emulates bfloat16, which is a hundred times slower: leave out --bf16.")
+        logger.warning("This CPU emulates bfloat16, which is about a hundred times slower: leave out --bf16.")
     launched = int(os.environ.get("WORLD_SIZE", 1))
     if launched != args.world_size:
         raise ValueError(
-            f"{launched} processes were launched but no GPU was found for them; add --use_cpu to train on the "
-            "processor, or launch one process."
+            f"{launched} processes were launched but no GPU was found for them; add --use_cpu to train on the CPU, or "
+            "launch one process."
         )
     if args.use_cpu and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise ValueError("accelerate runs FSDP on GPUs only; use ddp.yaml with --use_cpu instead.")
+
+
+def describe(trainer: Trainer, checkpoint: str | None, block_length: int | None = None, **lines: str) -> str:
+    """The header of a run: what is trained, how and on what, one line each.
+
+    Args:
+        checkpoint: where the run continues; `None` for a new run.
+        block_length: tokens of a row, if all rows have the same number.
+        lines: what else to tell, and what to tell instead; they come first.
+    """
+    args, model = trainer.args, trainer.model
+    rows = args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    parameters = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    total, trained = (sum(count for count, learns in parameters if learns or every) for every in (True, False))
+    steps = optimizer_steps(trainer)
+    tokens = f", {rows * block_length:,} tokens" if block_length is not None else ""
+    floor = (args.lr_scheduler_kwargs or {}).get("min_lr_rate")
+    schedule = args.lr_scheduler_type.value + ("" if floor is None else f" to {floor:g} of it")
+    common = {
+        "step": f"{rows:,} rows{tokens} = {args.world_size} process(es) x {args.train_batch_size} rows x "
+        f"{args.gradient_accumulation_steps} passes",
+        "schedule": f"{steps:,} steps, {args.get_warmup_steps(steps)} of them warm-up, learning rate "
+        f"{args.learning_rate:g}, {schedule}",
+        "optimizer": f"{args.optim.value}, weight decay {args.weight_decay:g}",
+        "trained": f"{trained:,} of {total:,} parameters",
+        "precision": f"float32 weights, mixed precision: {trainer.accelerator.mixed_precision}",
+        "device": describe_hardware(),
+        "start": f"continues {checkpoint}" if checkpoint else "step 0",
+    }
+    return "\n".join(
+        f"{name:<11}{line}" for name, line in (lines | {k: common[k] for k in common if k not in lines}).items()
+    )
+
+
+def optimizer_steps(trainer: Trainer) -> int:
+    """The optimizer steps that a trainer will take, over all epochs."""
+    args = trainer.args
+    if args.max_steps > 0:
+        return args.max_steps
+    passes = math.ceil(len(trainer.train_dataset) / (args.train_batch_size * args.world_size))
+    return math.ceil(args.num_train_epochs * math.ceil(passes / args.gradient_accumulation_steps))
 
 
 def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -84,13 +135,13 @@ def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def check_push(args: TrainingArguments, base_of_adapter: str | None = None) -> None:
-    """With `--push_to_hub`, raise before the training what would spoil a push after it.
+    """With `--push_to_hub`, raise before the training what would make the push after it fail.
 
     Args:
-        base_of_adapter: the model that an adapter is trained on, where the adapter alone will be pushed.
+        base_of_adapter: the model that an adapter is trained on, if only the adapter will be pushed.
 
-    Raises ValueError for arguments that cannot be followed, ConnectionError where nobody is logged in or the Hub is
-    not reached.
+    Raises ValueError for arguments that cannot be used, ConnectionError if nobody is logged in or the Hub cannot be
+    reached.
     """
     if not args.push_to_hub:
         return
@@ -106,8 +157,8 @@ def check_push(args: TrainingArguments, base_of_adapter: str | None = None) -> N
     except Exception as error:  # the types depend on huggingface_hub's HTTP library
         reason, remedy = explain_refusal(error)
         raise ConnectionError(
-            f"The Hugging Face Hub cannot be pushed to ({reason}); {remedy}, or leave out --push_to_hub and push the "
-            "folder later."
+            f"Pushing to the Hugging Face Hub is not possible ({reason}); {remedy}, or leave out --push_to_hub and "
+            "push the folder later."
         ) from error
     user, destination = account["name"], args.hub_model_id
     if destination is None:
@@ -121,11 +172,9 @@ def check_push(args: TrainingArguments, base_of_adapter: str | None = None) -> N
 
 
 def accumulation_steps(tokens_per_step: int, block_length: int, batch_size: int, world_size: int) -> int:
-    """Forward passes per optimizer step, from the tokens that a step shall have.
+    """Forward passes per optimizer step of `tokens_per_step` tokens; `batch_size` is in rows per process and pass.
 
-    `batch_size` counts the rows of one process in one pass.
-
-    Raises ValueError where the tokens cannot be divided so.
+    Raises ValueError if the tokens cannot be divided evenly.
     """
     tokens_per_pass = block_length * batch_size * world_size
     if tokens_per_step < tokens_per_pass or tokens_per_step % tokens_per_pass != 0:
