@@ -493,15 +493,16 @@ def test_smoke(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.skipif(sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="needs glibc")
 def test_freed_memory_is_used_again():
-    """64 MB are 16,384 pages, each of which would fault whenever it is written again."""
+    """64 MB are 16,384 pages, each of which would fault whenever the memory is written again."""
     code = """
 import resource, torch
 from scratch_gpt2.hardware import keep_freed_memory
 keep_freed_memory()
-for _ in range(2):
+for _ in range(12):  # the heap settles
     torch.ones(2**24)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(2**24)
+for _ in range(3):
+    torch.ones(2**24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

@@ -14,7 +14,14 @@ IDENTITY_FILE = "identity.json"
 # The optimizer's state, the order of the data and the random numbers depend on these.
 FIXED = ("seed", "data_seed", "optim", "adam_beta1", "adam_beta2", "adam_epsilon", "train_sampling_strategy")
 # These take effect from the checkpoint on.
-CHANGEABLE = ("max_steps", "num_train_epochs", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay")
+CHANGEABLE: tuple[str, ...] = (
+    "max_steps",
+    "num_train_epochs",
+    "learning_rate",
+    "lr_scheduler_type",
+    "warmup_steps",
+    "weight_decay",
+)
 CHANGEABLE += ("max_grad_norm", "label_smoothing_factor", "bf16", "fp16", "per_device_train_batch_size")
 
 

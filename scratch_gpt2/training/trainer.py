@@ -217,7 +217,7 @@ class StopCallback(TrainerCallback):
         def receive(number: int, frame) -> None:
             self.received = number
             print("\nstopping after this step; press Ctrl-C again to stop at once", file=sys.stderr, flush=True)
-            signal.signal(number, handlers[number])
+            signal.signal(number, handlers[signal.Signals(number)])
 
         for number in handlers:
             signal.signal(number, receive)
