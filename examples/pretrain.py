@@ -204,7 +204,7 @@ def divide_step(data_args: DataArguments, args: PretrainingArguments, block_leng
     args.gradient_accumulation_steps = passes
 
 
-def open_data(model_args, data_args, run_args, args) -> tuple[str, PreTrainedTokenizerBase]:
+def open_data(data_args, model_args, run_args, args) -> tuple[str, PreTrainedTokenizerBase]:
     """The folder of token shards and their tokenizer."""
     data, vocab_size = data_args.data, data_args.vocab_size
     if run_args.smoke and data is None:
@@ -263,7 +263,7 @@ def make_trainer(groups: tuple, examples: list[Example]) -> tuple[PretrainingTra
     block_length = data_args.block_length or config.n_positions
     divide_step(data_args, args, block_length)
     with args.main_process_first(desc="tokenization"):
-        folder, tokenizer = open_data(*groups)
+        folder, tokenizer = open_data(data_args, model_args, run_args, args)
     train, validation = (TokenShards(folder, block_length, split) for split in ("train", "validation"))
     model = model or new_model(config, tokenizer, model_args.dropout)
     train.check_fits(tokenizer, model.config)

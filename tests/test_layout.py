@@ -38,7 +38,6 @@ LONG_FILES = {"tests/test_openai_weights.py"}  # one subject: every format, each
 LONG_FUNCTIONS = {
     "scratch_gpt2/modeling_scratch_gpt2.py:forward",  # 21 lines of it document its arguments
     "scratch_gpt2/evaluation/perplexity.py:perplexity",  # 28 lines of it document its arguments
-    "examples/pretrain.py:main",  # becomes shorter with the shared trainer
 }
 HEAVY = ("gradio", "datasets", "evaluate", "peft", "matplotlib", "sklearn", "trl")
 
