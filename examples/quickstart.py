@@ -1,13 +1,15 @@
-"""Train a small GPT-2 from scratch on two CPU cores in about three minutes, save it, load it again, let it write.
+"""Train a small GPT-2 from scratch on two CPU cores in about three minutes, save it, load it again, generate text.
 
     python examples/quickstart.py
     python examples/quickstart.py --text book.txt --prompt "It was" --output runs/book
     python examples/quickstart.py --smoke                            # seconds: only shows that everything works
 
-Without `--text` it learns from what every Python brings along: the language reference in `pydoc_data` and the
-docstrings of the standard library. The model, its tokenizer and the loss curve are written to `--output`. No network.
+Without `--text` it learns from text that every Python installation has: the language reference in `pydoc_data` and the
+docstrings of the standard library. The model, its tokenizer, the loss curve and run.json for the model card are
+written to `--output`. No network.
 """
 
+import argparse
 import math
 import subprocess
 import sys
@@ -17,21 +19,29 @@ from pathlib import Path
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
-from scratch_gpt2.cli import run_main
+from scratch_gpt2.cli import parse_arguments, run_main
 from scratch_gpt2.data.python_text import python_documents
 from scratch_gpt2.data.text_sources import Piece, read_whole_text, split_documents
+from scratch_gpt2.evaluation.perplexity import exponential
 from scratch_gpt2.hardware import cpu_computes_bfloat16, keep_freed_memory
+from scratch_gpt2.hub.run_record import record_run
 from scratch_gpt2.tokenization import check_text, train_tokenizer
+from scratch_gpt2.training.checks import check_installed, check_output_dir, remove_results
 from scratch_gpt2.training.optimizers import muon_for_trainer
 from scratch_gpt2.training.plots import plot_history
+from scratch_gpt2.training.pretraining import predicted_bytes_per_token
+from scratch_gpt2.training.start import new_model
+from scratch_gpt2.training.trainer import LanguageModelTrainer
 
-LEARNING_RATE = 5e-3  # Muon bears a high one, and in so few steps learns far more than AdamW
+LEARNING_RATE = 5e-3  # high, which Muon tolerates: in so few steps it learns far more than AdamW
+SIZES = {"n_layer": 4, "n_head": 4, "n_embd": 256, "n_positions": 256, "vocab_size": 3072}
+SMOKE_SIZES = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64, "vocab_size": 400}
 PROMPTS = ["The statement", "If the argument is", "Return a"]
 
-# Run in a process of its own, which knows nothing but the folder.
+# Run in another process, which knows only the folder.
 LOAD = """\
 import scratch_gpt2
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -51,75 +61,73 @@ for prompt in sys.argv[3:]:
 
 @dataclass
 class Arguments:
-    text: str | None = field(default=None, metadata={"help": "UTF-8 file to learn from instead of Python's own text."})
+    text: str | None = field(
+        default=None, metadata={"help": "UTF-8 file to learn from instead of Python's own text.", "public": True}
+    )
     output: str = field(default="runs/quickstart", metadata={"help": "Folder for the model and the loss curve."})
     prompt: list[str] = field(default_factory=lambda: PROMPTS, metadata={"help": "Texts for the model to continue."})
-    steps: int = field(default=700, metadata={"help": "Updates of the weights."})
-    seconds: float = field(default=180, metadata={"help": "Training ends after this time, however far it has come."})
-    seed: int = field(default=0, metadata={"help": "Seed of the weights, of the order of the rows, of the samples."})
-    smoke: bool = field(default=False, metadata={"help": "A far smaller model, a few steps, a part of the text."})
+    steps: int = field(default=700, metadata={"help": "Number of optimizer steps.", "public": True})
+    seconds: float = field(default=180, metadata={"help": "Time limit of the training.", "public": True})
+    seed: int = field(
+        default=0, metadata={"help": "Seed for the weights, the order of the rows and the samples.", "public": True}
+    )
+    overwrite: bool = field(
+        default=False,
+        metadata={"help": "Replace the finished model in --output.", "aliases": ["--overwrite_output_dir"]},
+    )
+    smoke: bool = field(
+        default=False, metadata={"help": "A much smaller model, 10 steps, part of the text.", "public": True}
+    )
 
 
-def main():
-    (arguments,) = HfArgumentParser(Arguments).parse_args_into_dataclasses()
+def smoke_defaults(options: argparse.Namespace) -> dict:
+    return {"steps": 10} if options.smoke else {}
+
+
+def main() -> None:
+    (arguments,) = parse_arguments(Arguments, description=__doc__, defaults=smoke_defaults)
+    check_arguments(arguments)
+    keep_freed_memory()
     set_seed(arguments.seed)
-    sizes = {"n_layer": 4, "n_head": 4, "n_embd": 256, "n_positions": 256}
-    vocab_size, batch_size, new_tokens = 3072, 8, 120
-    if arguments.smoke:
-        sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 64}
-        vocab_size, batch_size, new_tokens, arguments.steps = 400, 4, 16, 10
+    sizes = SMOKE_SIZES if arguments.smoke else SIZES
+    new_tokens, batch_size = (16, 4) if arguments.smoke else (120, 8)
+    train_pieces, valid_pieces = split_text(arguments)
+    tokenizer = train_tokenizer((text for text, _ in train_pieces), sizes["vocab_size"])
+    check_prompts(arguments.prompt, tokenizer, max_tokens=sizes["n_positions"] - new_tokens)
+    train_rows, valid_rows = (
+        make_rows(pieces, tokenizer, sizes["n_positions"]) for pieces in (train_pieces, valid_pieces)
+    )
+    model = new_model(ScratchGPT2Config(**sizes), tokenizer)  # without dropout: too few epochs to overfit
+    print(
+        f"Training a GPT-2 with {model.num_parameters():,} parameters, a vocabulary of {len(tokenizer):,} tokens and "
+        f"a context of {sizes['n_positions']} on {train_rows.numel():,} tokens:\n{arguments.steps} steps of "
+        f"{train_rows[:batch_size].numel():,} tokens, at most {arguments.seconds:g} seconds."
+    )
+    trainer = make_trainer(model, arguments, batch_size, train_rows, valid_rows)
+    remove_results(arguments.output, overwrite=arguments.overwrite)
+    trainer.train()
+    save(trainer, tokenizer, arguments)
 
-    if arguments.steps < 1 or arguments.seconds <= 0:
+    load = LOAD.format(arguments.output)
+    print(f"Another process loads the model with these lines and generates text:\n\n{load}", flush=True)
+    command = [sys.executable, "-c", load + WRITE, str(new_tokens), str(arguments.seed), *arguments.prompt]
+    subprocess.run(command, check=True)
+
+
+def check_arguments(arguments: Arguments) -> None:
+    if arguments.steps < 1 or not arguments.seconds > 0:
         raise ValueError(f"--steps {arguments.steps} and --seconds {arguments.seconds} must both be above 0.")
+    check_output_dir(arguments.output, inputs=[arguments.text], overwrite=arguments.overwrite)
+    check_installed("matplotlib", needed_for="The loss curve")
+
+
+def split_text(arguments: Arguments) -> tuple[list[Piece], list[Piece]]:
+    """The text for training, and a twentieth of it, from all over it, for validation."""
     if arguments.text:
         pieces = read_pieces(arguments.text)
     else:
         pieces = [(text, True) for text in python_documents(docstrings=not arguments.smoke)]
-    valid_pieces = pieces[9::20]
-    train_pieces = [piece for number, piece in enumerate(pieces) if number % 20 != 9]
-    tokenizer = train_tokenizer((text for text, _ in train_pieces), vocab_size)
-    check_prompts(arguments.prompt, tokenizer, longest=sizes["n_positions"] - new_tokens)
-    train_rows = make_rows(train_pieces, tokenizer, sizes["n_positions"])
-    valid_rows = make_rows(valid_pieces, tokenizer, sizes["n_positions"])
-
-    special_tokens = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), tokenizer.eos_token_id)
-    no_dropout = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)  # too few epochs to learn by heart
-    config = ScratchGPT2Config(vocab_size=len(tokenizer), **sizes, **special_tokens, **no_dropout)
-    model = ScratchGPT2ForCausalLM(config)
-    print(
-        f"A GPT-2 of {model.num_parameters():,} parameters, with {len(tokenizer):,} kinds of tokens and a context of "
-        f"{config.n_positions}, learns from {train_rows.numel():,} tokens:\n{arguments.steps} steps of "
-        f"{batch_size * config.n_positions:,} tokens."
-    )
-    optimizer = muon_for_trainer(model, lr=LEARNING_RATE, weight_decay=0.1)
-    deadline = Deadline(arguments.steps, arguments.seconds)
-    trainer = Trainer(
-        model,
-        training_arguments(arguments, batch_size),
-        train_dataset=[{"input_ids": row, "labels": row} for row in train_rows],
-        eval_dataset=[{"input_ids": row, "labels": row} for row in valid_rows],
-        optimizers=(optimizer, LambdaLR(optimizer, deadline.learning_rate)),
-        callbacks=[deadline],
-    )
-    keep_freed_memory()
-    trainer.train()
-    history = trainer.state.log_history
-    loss = [entry["eval_loss"] for entry in history if "eval_loss" in entry][-1]
-    valid_bytes = len(tokenizer.decode(valid_rows.flatten(), skip_special_tokens=True).encode())
-    bits_per_byte = loss / math.log(2) * valid_rows.numel() / valid_bytes
-
-    model.config.use_cache = True  # Trainer has switched it off
-    model.save_pretrained(arguments.output)
-    tokenizer.save_pretrained(arguments.output)
-    curve = Path(arguments.output, "loss.png")
-    plot_history(history, curve)
-    print(f"Validation loss {loss:.3f} nats per token, {bits_per_byte:.3f} bits per byte.")
-    print(f"Loss curve: {curve}, its numbers: {curve.with_suffix('.json')}")
-
-    load = LOAD.format(arguments.output)
-    print(f"A fresh process loads the model with these lines and writes:\n\n{load}", flush=True)
-    command = [sys.executable, "-c", load + WRITE, str(new_tokens), str(arguments.seed), *arguments.prompt]
-    subprocess.run(command, check=True)
+    return [piece for number, piece in enumerate(pieces) if number % 20 != 9], pieces[9::20]
 
 
 def read_pieces(path: str) -> list[Piece]:
@@ -133,22 +141,58 @@ def read_pieces(path: str) -> list[Piece]:
     ]
 
 
-def check_prompts(prompts, tokenizer, longest: int):
+def check_prompts(prompts: list[str], tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
     for prompt in prompts:
         length = len(tokenizer(check_text(prompt)).input_ids)
-        if not 0 < length <= longest:
-            raise ValueError(f"The prompt {prompt!r} has {length} tokens; give 1 to {longest}.")
+        if not 0 < length <= max_tokens:
+            raise ValueError(f"The prompt {prompt!r} has {length} tokens; give 1 to {max_tokens}.")
 
 
-def make_rows(pieces: list[Piece], tokenizer, length: int) -> torch.Tensor:
+def make_rows(pieces: list[Piece], tokenizer: PreTrainedTokenizerBase, length: int) -> torch.Tensor:
     """The pieces as one sequence, <|endoftext|> after each document, in rows: (rows, length) token ids."""
     ids: list[int] = []
     for text, ends_document in pieces:
         ids += tokenizer(text, verbose=False).input_ids
         ids += [tokenizer.eos_token_id] if ends_document else []
     if len(ids) < length:
-        raise ValueError(f"The text is too short: {len(ids)} tokens for training or validation, less than {length}.")
+        raise ValueError(f"The text is too short: {len(ids)} tokens for training or validation, fewer than {length}.")
     return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)
+
+
+def make_trainer(
+    model: ScratchGPT2ForCausalLM,
+    arguments: Arguments,
+    batch_size: int,
+    train_rows: torch.Tensor,
+    valid_rows: torch.Tensor,
+) -> LanguageModelTrainer:
+    optimizer = muon_for_trainer(model, lr=LEARNING_RATE, weight_decay=0.1)
+    deadline = Deadline(arguments.steps, arguments.seconds)
+    return LanguageModelTrainer(
+        model,
+        training_arguments(arguments, batch_size),
+        train_dataset=[{"input_ids": row, "labels": row} for row in train_rows],
+        eval_dataset=[{"input_ids": row, "labels": row} for row in valid_rows],
+        optimizers=(optimizer, LambdaLR(optimizer, deadline.learning_rate)),
+        callbacks=[deadline],
+    )
+
+
+def save(trainer: LanguageModelTrainer, tokenizer: PreTrainedTokenizerBase, arguments: Arguments) -> None:
+    """Write the model, its tokenizer, the loss curve and run.json, and print the validation loss."""
+    history = trainer.state.log_history
+    loss = [entry["eval_loss"] for entry in history if "eval_loss" in entry][-1]
+    bytes_per_token = predicted_bytes_per_token(trainer.eval_dataset, tokenizer)
+    bits_per_byte = loss / math.log(2) / bytes_per_token
+    trainer.save_model(arguments.output)
+    tokenizer.save_pretrained(arguments.output)
+    curve = Path(arguments.output, "loss.png")
+    plot_history(history, curve)
+    metrics = {"loss": loss, "perplexity": exponential(loss), "bits_per_byte": bits_per_byte}
+    data = [arguments.text or "documentation of Python"]
+    record_run(arguments.output, arguments=(arguments, trainer.args), base=None, data=data, metrics=metrics)
+    print(f"Validation loss {loss:.3f} nats per token, {bits_per_byte:.3f} bits per byte.")
+    print(f"Loss curve: {curve}, its numbers: {curve.with_suffix('.json')}")
 
 
 def training_arguments(arguments: Arguments, batch_size: int) -> TrainingArguments:
@@ -165,6 +209,7 @@ def training_arguments(arguments: Arguments, batch_size: int) -> TrainingArgumen
         eval_strategy="steps",
         eval_steps=0.3,
         prediction_loss_only=True,
+        use_cache=True,  # in the saved configuration
         save_strategy="no",
         report_to="none",
         seed=arguments.seed,
@@ -172,15 +217,15 @@ def training_arguments(arguments: Arguments, batch_size: int) -> TrainingArgumen
 
 
 class Deadline(TrainerCallback):
-    """Ends the training after so many seconds, and has the learning rate come down by then."""
+    """Ends the training after a number of seconds, by which the learning rate has decayed."""
 
     def __init__(self, steps: int, seconds: float):
         self.steps, self.seconds, self.start = steps, seconds, time.monotonic()
 
     def learning_rate(self, step: int) -> float:
-        """Share of the highest rate: up over the first tenth, then down along a cosine."""
+        """Share of the highest rate: a linear warm-up over the first tenth, then a cosine decay."""
         time_used = (time.monotonic() - self.start) / self.seconds
-        progress = min(1.0, max(step / self.steps, time_used**2))  # squared: a slow start shall not count
+        progress = min(1.0, max(step / self.steps, time_used**2))  # squared, so that a slow start does not count
         return min(10 * progress, 0.5 + 0.5 * math.cos(math.pi * progress))
 
     def on_step_end(self, args, state, control, **kwargs):

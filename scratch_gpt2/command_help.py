@@ -1,15 +1,23 @@
 """What a script answers without doing anything: its help, and a suggestion for a mistyped option.
 
-Standard library only.
+Standard library only: `examples/_quick.py` loads this file by its path, before the imports of a script.
 """
 
+import ast
+import builtins
+import contextlib
 import dataclasses
 import difflib
+import importlib.util
 import inspect
+import os
+import re
 import shutil
 import textwrap
 import typing
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 # What run_clm.py, TRL and litgpt call it, and what our scripts do.
 SYNONYMS = {
@@ -143,4 +151,107 @@ def unknown_option(argument: str, known: Iterable[str]) -> str:
 
 
 def option_names(groups: Iterable[type]) -> list[str]:
-    return [field.name for group in groups for field in dataclasses.fields(group)] + ["config", "help", "help_all"]
+    fields = [field for group in groups for field in dataclasses.fields(group)]
+    aliases = [alias.lstrip("-") for field in fields for alias in field.metadata.get("aliases", [])]
+    return [field.name for field in fields] + aliases + ["config", "help", "help_all"]
+
+
+# Before the imports
+
+
+def answer(script: str, arguments: list[str]) -> tuple[str, int] | None:
+    """What `script` prints for `arguments` without running, and its exit code; `None` if it has to run.
+
+    Only the dataclasses of the script are executed, with the constants that they use. They may use built-in types,
+    `Literal` and `field`; where they use more, the script answers by itself.
+    """
+    if "--help-all" in arguments:
+        return None
+    try:
+        groups, description = script_groups(Path(script))
+    except (KeyError, ValueError):
+        return None
+    if "--help" in arguments or "-h" in arguments:
+        return format_help(os.path.relpath(script), description, groups), 0
+    known = set(option_names(groups))
+    if any(map(is_recipe, groups)):
+        known |= training_argument_names()
+    unknown = find_unknown(arguments, known)
+    return None if unknown is None else (f"error: {unknown_option(unknown, known)}\n", 2)
+
+
+def find_unknown(arguments: list[str], known: Iterable[str]) -> str | None:
+    """The first argument that looks like an option but begins no known name; `--no_name` is known with `name`."""
+    for argument in arguments:
+        name = argument.split("=")[0]
+        if re.fullmatch(r"--[A-Za-z][\w-]*", name):
+            plain = name[2:].replace("-", "_")
+            if not any(one.startswith(plain) or f"no_{one}".startswith(plain) for one in known):
+                return argument
+    return None
+
+
+def script_groups(script: Path) -> tuple[list[type], str]:
+    """The dataclasses that a script gives to `parse_arguments`, and its docstring.
+
+    Raises ValueError or KeyError if they cannot be told without running the script.
+    """
+    tree = ast.parse(script.read_text(encoding="utf-8"))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    (call,) = [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "parse_arguments"]
+    recipes = Path(__file__).parent / "training" / "recipes.py"
+    classes = execute_dataclasses(ast.parse(recipes.read_text(encoding="utf-8"))) | execute_dataclasses(tree)
+    groups = [classes[ast.unparse(argument)] for argument in call.args]
+    return groups, ast.get_docstring(tree, clean=False) or ""
+
+
+def execute_dataclasses(tree: ast.Module) -> dict[str, Any]:
+    """The dataclasses of a module and the constants that they use, by name.
+
+    Of what a dataclass inherits from other modules only the name is kept. Statements that need an import are left out,
+    except the import of constants from this package.
+    """
+    scope: dict = {"dataclass": dataclasses.dataclass, "field": dataclasses.field, "Literal": typing.Literal}
+    scope["__name__"] = __name__
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            scope |= imported_constants(node)
+            continue
+        if isinstance(node, ast.ClassDef) and "dataclass" in map(ast.unparse, node.decorator_list):
+            for base in map(ast.unparse, node.bases):
+                scope.setdefault(base, dataclasses.dataclass(type(base, (), {})))
+            node.body = [part for part in node.body if isinstance(part, ast.AnnAssign)] or [ast.Pass()]
+            for part in node.body:
+                if isinstance(part, ast.AnnAssign) and not is_defined(part.annotation, scope):
+                    part.annotation = ast.Name("object", ast.Load())
+        elif not isinstance(node, ast.Assign | ast.AnnAssign | ast.FunctionDef):
+            continue
+        with contextlib.suppress(Exception):
+            exec(compile(ast.fix_missing_locations(ast.Module([node], [])), "options", "exec"), scope)
+    return scope
+
+
+def imported_constants(node: ast.ImportFrom) -> dict[str, Any]:
+    wanted = [alias.name for alias in node.names if alias.name.isupper()]
+    package, _, module = (node.module or "").partition(".")
+    file = Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py")
+    if package != "scratch_gpt2" or not wanted or not file.is_file():
+        return {}
+    scope = execute_dataclasses(ast.parse(file.read_text(encoding="utf-8")))
+    return {name: scope[name] for name in wanted if name in scope}
+
+
+def is_defined(expression: ast.expr, scope: dict) -> bool:
+    return all(
+        node.id in scope or hasattr(builtins, node.id) for node in ast.walk(expression) if isinstance(node, ast.Name)
+    )
+
+
+def training_argument_names() -> set[str]:
+    """The fields of transformers.TrainingArguments, from its source: importing it takes seconds."""
+    package = importlib.util.find_spec("transformers")
+    assert package is not None and package.origin is not None
+    source = Path(package.origin).with_name("training_args.py").read_text(encoding="utf-8")
+    classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
+    body = classes["TrainingArguments"].body
+    return {node.target.id for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}

@@ -70,8 +70,8 @@ class TestQuickstart:
     def test_reports_what_it_trains_and_what_came_out(self, trained):
         folder, output = trained
         # 400 x 32 + 64 x 32 embeddings, 2 x (12 x 32^2 + 13 x 32) in the blocks, 2 x 32 in the last norm.
-        assert "40,320 parameters, with 400 kinds of tokens and a context of 64" in output
-        assert "10 steps of 256 tokens" in output
+        assert "40,320 parameters, a vocabulary of 400 tokens and a context of 64" in output
+        assert "10 steps of 256 tokens, at most 180 seconds" in output
         assert f"Loss curve: {folder / 'loss.png'}" in output
         assert f"AutoModelForCausalLM.from_pretrained({str(folder)!r})" in output
         for prompt in quickstart.PROMPTS:
@@ -94,7 +94,29 @@ class TestQuickstart:
             assert (folder / name).is_file()
         config = json.loads((folder / "config.json").read_text())
         assert config["use_cache"] is True and config["dtype"] == "float32"
-        assert not list(folder.glob("*.tmp"))
+        assert not list(folder.glob("*.tmp")) and not list(folder.glob("*.unfinished"))
+
+    def test_the_run_is_recorded(self, trained):
+        run = json.loads((trained[0] / "run.json").read_text())
+        assert run["arguments"]["steps"] == 10 and run["arguments"]["smoke"] is True
+        assert {"loss", "perplexity", "bits_per_byte"} <= run["metrics"].keys()
+
+    def test_a_finished_model_is_replaced_only_when_told(self, trained, call, monkeypatch):
+        folder, _ = trained
+        before = (folder / "model.safetensors").read_bytes()
+        assert_one_line_error(
+            call(quickstart, "--smoke", "--output", folder), "finished run", "--overwrite_output_dir"
+        )
+        result = call(quickstart, "--smoke", "--text", folder / "loss.json", "--output", folder, "--overwrite")
+        assert_one_line_error(result, "is an input of this run and would be overwritten")
+        assert (folder / "model.safetensors").read_bytes() == before
+
+    def test_options_follow_their_values(self, call, tmp_path, monkeypatch):
+        monkeypatch.setattr(quickstart, "PROMPTS", [])
+        code, output, _ = call(quickstart, "--smoke=True", "--steps", 3, "--output", tmp_path / "a")
+        assert code == 0 and "\n3 steps of 256 tokens" in output
+        code, _, errors = call(quickstart, "--smoke", "--setps", 3)
+        assert code == 2 and errors.endswith("error: --setps is not an option; did you mean --steps?\n")
 
     def test_stops_at_the_deadline_and_still_saves(self, call, tmp_path, monkeypatch):
         monkeypatch.setattr(quickstart, "PROMPTS", [])

@@ -24,8 +24,11 @@ RESULTS = (
     "generation_config.json",
     "adapter",
     "checkpoint-*",
+    "identity.json",
     "log.jsonl",
+    "loss.json",
     "metrics.json",
+    "samples",
     "test.json",
     "*.png",
 )

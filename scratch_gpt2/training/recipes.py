@@ -30,7 +30,7 @@ class RecipeArguments(TrainingArguments):
     """
 
     overwrite_output_dir: bool = field(
-        default=False, metadata={"help": "Replace the finished model in output_dir.", "public": False}
+        default=False, metadata={"help": "Replace the finished model in output_dir.", "aliases": ["--overwrite"]}
     )
     logging_steps: float = 10
     logging_nan_inf_filter: bool = False

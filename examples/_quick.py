@@ -1,0 +1,34 @@
+"""Answers `--help` and mistyped options of a script before its imports, which take seconds.
+
+A script runs this file first, if it is called by its path. Ctrl-C during the imports then ends in one line too.
+"""
+
+import importlib.util
+import sys
+from pathlib import Path
+
+
+def answer_at_once() -> None:
+    package = importlib.util.find_spec("scratch_gpt2")  # finds it without importing it
+    if package is None or not package.submodule_search_locations:
+        return
+    file = Path(package.submodule_search_locations[0], "command_help.py")
+    spec = importlib.util.spec_from_file_location("command_help", file)
+    command_help = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(command_help)
+    answer = command_help.answer(sys.argv[0], sys.argv[1:])
+    if answer is not None:
+        text, code = answer
+        print(text, end="", file=sys.stderr if code else sys.stdout)
+        sys.exit(code)
+
+
+def end_in_one_line(kind: type[BaseException], error: BaseException, traceback) -> None:
+    if kind is KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, traceback)
+
+
+sys.excepthook = end_in_one_line
+answer_at_once()
