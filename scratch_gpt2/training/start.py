@@ -157,8 +157,8 @@ def check_push(args: TrainingArguments, base_of_adapter: str | None = None) -> N
     except Exception as error:  # the types depend on huggingface_hub's HTTP library
         reason, remedy = explain_refusal(error)
         raise ConnectionError(
-            f"Pushing to the Hugging Face Hub is not possible ({reason}); {remedy}, or leave out --push_to_hub and "
-            "push the folder later."
+            f"The Hugging Face Hub cannot be pushed to ({reason}); {remedy}, or leave out --push_to_hub and push the "
+            "folder later."
         ) from error
     user, destination = account["name"], args.hub_model_id
     if destination is None:
