@@ -1,6 +1,7 @@
 """The record of a training run, run.json, from which the model card is written."""
 
 import dataclasses
+import glob
 import math
 import os
 import platform
@@ -82,23 +83,21 @@ def public_options(groups: Iterable) -> dict:
         for entry in dataclasses.fields(group):
             value = getattr(group, entry.name)
             value = getattr(value, "value", value)  # of an enum
-            is_public = entry.name in PUBLIC_TRAINING_ARGUMENTS if entry.name in library else is_marked(entry, group)
+            is_public = entry.metadata.get("public") or (
+                entry.name in library and entry.name in PUBLIC_TRAINING_ARGUMENTS
+            )
             if is_public and (value or None) != (default_of(library.get(entry.name, entry)) or None):
                 options[entry.name] = without_folder(value)
     return options
 
 
-def is_marked(entry: dataclasses.Field, group) -> bool:
-    if any("public" in other.metadata for other in dataclasses.fields(group)):
-        return entry.metadata.get("public", False)
-    return not re.match("explain|resume|show|smoke|trunk_cache|.*(dir|_token)$", entry.name)
-
-
 def without_folder(value):
     if isinstance(value, list):
         return [without_folder(part) for part in value]
-    is_path = isinstance(value, str) and (os.path.exists(value) or os.path.isabs(os.path.expanduser(value)))
-    return Path(value).name if is_path else value
+    if not isinstance(value, str):
+        return value
+    expanded = os.path.expanduser(value)
+    return Path(value).name if os.path.isabs(expanded) or glob.glob(expanded) else value
 
 
 def default_of(entry: dataclasses.Field):
