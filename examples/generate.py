@@ -77,7 +77,7 @@ def load(model_name: str, tokenizer_name: str | None):
         if Path(model_name).exists():
             raise  # the sentence says which file is missing or cannot be read
         raise FileNotFoundError(
-            f"{model_name!r} is neither a local checkpoint nor could it be downloaded from the Hugging Face Hub; "
+            f"{model_name!r} is not a local checkpoint and could not be downloaded from the Hugging Face Hub; "
             "without a network give a folder, such as runs/quickstart, which `make quickstart` writes."
         ) from error
     tokenizer = load_tokenizer(tokenizer_name) if tokenizer_name else load_tokenizer_of(model_name)

@@ -12,8 +12,8 @@ better than it is. Many tutorials on the SMS data use as many messages of one ki
         --balance --keep_duplicates
 
 OUTPUT holds train.jsonl, validation.jsonl, test.jsonl, each line {"text": ..., "label": ...}, and report.json. Every
-text has one label; lists of labels are refused. Of two labels, the second one in natural order (ham, spam; 2, 10) is
-the positive class, which precision, recall and F1 are about.
+text has one label; lists of labels are refused. Labels are numbered in natural order (ham, spam; 2, 10). Of two
+labels, the rarer one is the positive class of precision, recall and F1.
 """
 
 from dataclasses import dataclass, field

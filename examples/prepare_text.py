@@ -9,7 +9,7 @@ Documents are the rows of tables, and in text files what stands between separato
 is followed by the end-of-text id. The first shard, or a tenth of a small text, is for validation. The tokenizer is
 saved in OUTPUT/tokenizer.
 
-Stopped at any point, even by kill -9 or a full disk, the same command continues where it was, except from standard
+If the script is stopped, even by kill -9 or a full disk, the same command continues where it was, except from standard
 input. The finished part of the text is read again for that, which from the Hub means downloaded, but not tokenized.
 Shards of text that has changed since then are refused.
 
@@ -21,7 +21,7 @@ On several machines, each writes a part of the same input into a folder on a sha
 
 A cluster's scheduler only has to start these commands, one per task: with Slurm, `sbatch --array=0-15` on a script
 with `--part $SLURM_ARRAY_TASK_ID/16`, then `sbatch --dependency=afterok:JOB` for the merge. A part that fails is
-started again and continues. From the Hub a part downloads only its own files if N divides their number.
+started again and continues. A part downloads only its own files from the Hub if their number is divisible by N.
 With datatrove, a function is a step of the pipeline, for its Slurm and Ray executors too; save the tokenizer first:
 
     def write_part(documents, rank, world_size):

@@ -102,8 +102,8 @@ class ScratchGPT2Config(PreTrainedConfig):
     summary_proj_to_labels: bool = True
 
     def __post_init__(self, **kwargs):
-        # A checkpoint of version 0.1 names files in which the classes no longer are. With `--` the entry names a
-        # repository, which has its own files.
+        # Checkpoints of version 0.1 name other files; ours replace them. An entry with `--` names a repository, which
+        # has its own files.
         stored = kwargs.get("auto_map") or {}
         kwargs["auto_map"] = AUTO_MAP | {
             auto_class: place
@@ -111,7 +111,7 @@ class ScratchGPT2Config(PreTrainedConfig):
             if auto_class not in AUTO_MAP or "--" in str(place)
         }
         if isinstance(labels := kwargs.get("num_labels"), int) and labels > MAX_LABELS:
-            raise ValueError(f"num_labels is {labels} but can be {MAX_LABELS} at most.")
+            raise ValueError(f"num_labels is {labels} but must be at most {MAX_LABELS}.")
         super().__post_init__(**kwargs)
         self.validate_architecture()  # here a plain ValueError; `@strict` would wrap it in an exception of its own
 
@@ -151,7 +151,7 @@ class ScratchGPT2Config(PreTrainedConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} but must be at least 1.")
         if self.n_layer > MAX_BLOCKS:
-            raise ValueError(f"n_layer is {self.n_layer} but can be {MAX_BLOCKS} at most.")
+            raise ValueError(f"n_layer is {self.n_layer} but must be at most {MAX_BLOCKS}.")
         if self.n_embd % self.n_head != 0:
             raise ValueError(
                 f"n_embd ({self.n_embd}) is not divisible by n_head ({self.n_head}): every head needs the same width."

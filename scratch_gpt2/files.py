@@ -1,4 +1,4 @@
-"""Files: written in one step, read as JSON, and figures without a display."""
+"""Files: paths and outputs that are checked first, atomic writes, JSON, and figures without a display."""
 
 import hashlib
 import json
@@ -41,15 +41,15 @@ def write_json(file: str | os.PathLike, value: object) -> None:
     """Write `value` as indented JSON in UTF-8, in one step. Infinity and nan, which JSON lacks, become null."""
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(as_json(value), indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    content = json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
     write_atomically(file, lambda opened: opened.write(content))
 
 
-def as_json(value: object) -> object:
+def finite(value: object) -> object:
     if isinstance(value, dict):
-        return {name: as_json(item) for name, item in value.items()}
+        return {name: finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [as_json(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -81,8 +81,7 @@ def save_figure(figure, path: str | os.PathLike, numbers=None) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     if numbers is not None:
-        content = json.dumps(numbers, indent=1).encode() + b"\n"
-        write_atomically(path.with_suffix(".json"), lambda file: file.write(content))
+        write_json(path.with_suffix(".json"), numbers)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 

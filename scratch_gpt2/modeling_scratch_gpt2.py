@@ -323,7 +323,7 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
 def check_arguments(input_ids, inputs_embeds, kwargs: dict) -> None:
     """Raise for both or neither kind of input, and for what transformers' GPT-2 would not ignore either."""
     if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("Give either input_ids or inputs_embeds, not both and not neither.")
+        raise ValueError("Give exactly one of input_ids and inputs_embeds.")
     for name in NOT_IMPLEMENTED:
         if kwargs.get(name) is not None:
             raise ValueError(f"{name} is not implemented: use transformers' own GPT-2 for it.")

@@ -276,9 +276,9 @@ def test_packed_rows_may_be_longer_than_their_documents(model):
         ),
         (
             {"input_ids": torch.tensor([[5, 6]]), "inputs_embeds": torch.zeros(1, 2, 24)},
-            "Give either input_ids or inputs_embeds, not both and not neither.",
+            "Give exactly one of input_ids and inputs_embeds.",
         ),
-        ({}, "Give either input_ids or inputs_embeds, not both and not neither."),
+        ({}, "Give exactly one of input_ids and inputs_embeds."),
     ],
     ids=["id", "negative id", "type", "position", "both", "neither"],
 )

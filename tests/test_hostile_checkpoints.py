@@ -180,5 +180,5 @@ def test_an_honest_checkpoint_loads_within_the_same_bounds(loaded):
 def test_the_limits_are_those_of_the_message():
     ScratchGPT2Config(n_layer=1000, num_labels=100_000)
     for field, value in {"n_layer": 1001, "num_labels": 100_001}.items():
-        with pytest.raises(ValueError, match=f"{field} is {value} but can be {value - 1} at most"):
+        with pytest.raises(ValueError, match=f"{field} is {value} but must be at most {value - 1}"):
             ScratchGPT2Config(**{field: value})

@@ -173,7 +173,7 @@ def test_bad_rows(write, row, message):
 def test_bad_files(write, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"missing\.json does not exist; give an existing file"):
         read_instructions(str(tmp_path / "missing.json"))
-    with pytest.raises(ValueError, match="holds no list of rows"):
+    with pytest.raises(ValueError, match="is not a JSON list of rows"):
         read_instructions(write({"rows": []}))
     with pytest.raises(ValueError, match="no instruction with an answer"):
         read_instructions(write([]))
@@ -257,7 +257,7 @@ def test_truncated_answers(gpt2_tokenizer, write):
     examples, dropped = encode_conversations(gpt2_tokenizer, conversations, max_length=35)
     assert dropped == 1
     assert [example["labels"] for example in examples] == [[-100] * 34 + [49]]
-    with pytest.raises(ValueError, match="Within max_length 34 no answer begins"):
+    with pytest.raises(ValueError, match="No answer begins within max_length 34"):
         encode_conversations(gpt2_tokenizer, conversations, max_length=34)
 
 

@@ -119,7 +119,7 @@ BAD_FILES = {
     "digits.jsonl": (b'{"a": 1}\n{"a": ' + DIGITS + b"}", "FILE, line 2 has a number of too many digits."),
     "digits.json": (b'[{"a": 12},\n{"a": ' + DIGITS + b"}]", "FILE, line 2 has a number of too many digits."),
     "lines.json": (b'{"a": 1}\n{"a": 2}', "FILE, line 2 is not JSON: Extra data; JSON lines need the suffix .jsonl."),
-    "object.json": (b'{"rows": []}', "FILE holds no list of rows."),
+    "object.json": (b'{"rows": []}', "FILE is not a JSON list of rows."),
     "list.jsonl": (b"[1]", "FILE, line 1 is not a JSON object with a value for each column."),
     "empty.json": (b"", "FILE, line 1 is not JSON: Expecting value."),
     "cut.csv.gz": (gzip.compress(CSV * 100)[:-20], "FILE is damaged, or not compressed as its suffix says: "),

@@ -403,7 +403,7 @@ def test_smoke(tmp_path, capsys):
         ({"--data": "MISSING"}, r"missing\.json"),
         ({"--model": "NOTHING"}, r"'.*nothing'"),
         ({"--max_length": 193}, r"max_length is 193, but the model has 192 positions"),
-        ({"--max_length": 5}, r"Within max_length 5 no answer begins"),
+        ({"--max_length": 5}, r"No answer begins within max_length 5"),
         ({"--max_length": -3}, r"max_length is -3 but must be at least 1"),
         ({"--max_rows": 2}, r"2 rows are too few"),
         ({"--max_rows": 0}, r"max_rows is 0 but must be at least 1"),

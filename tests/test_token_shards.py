@@ -460,8 +460,7 @@ def test_shards_of_an_earlier_version_are_read_but_not_continued(tmp_path, byte_
     with pytest.raises(ValueError) as error:
         write(folder, byte_tokenizer, ["abc"], 4)
     assert str(error.value) == (
-        f"{folder} was made by an earlier version, which did not note what the text contained; train on it as it is "
-        "with --data, or delete it to make the shards again."
+        f"{folder} has no record of its source text; train on it with --data, or delete it to make the shards again."
     )
 
 

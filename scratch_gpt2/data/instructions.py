@@ -247,7 +247,7 @@ def encode_conversations(
         if any(label != IGNORE_INDEX for label in example["labels"][1:]):  # nothing precedes the first token
             examples.append(example)
     if conversations and not examples:
-        raise ValueError(f"Within max_length {max_length} no answer begins; choose a larger one.")
+        raise ValueError(f"No answer begins within max_length {max_length}; choose a larger value.")
     return examples, len(conversations) - len(examples)
 
 

@@ -57,7 +57,7 @@ def json_lines(opened: TextIO, file: str) -> Iterator[Located]:
 def json_array(opened: TextIO, file: str) -> Iterator[Located]:
     rows = parse_json(opened.read(), file)
     if not isinstance(rows, list):
-        raise ValueError(f"{file} holds no list of rows.")
+        raise ValueError(f"{file} is not a JSON list of rows.")
     for number, row in enumerate(rows, start=1):
         origin = f"{file}, row {number}"
         yield checked_row(row, origin), origin

@@ -87,8 +87,8 @@ def check_source(index: dict, source: dict[str, Any] | str, folder: Path) -> Non
     not matter."""
     if index["format"] != FORMAT:
         raise ValueError(
-            f"{folder} was made by an earlier version, which did not note what the text contained; train on it as it "
-            "is with --data, or delete it to make the shards again."
+            f"{folder} has no record of its source text; train on it with --data, or delete it to make the shards "
+            "again."
         )
     if without_names(index["source"]) != without_names(source):
         reason = difference(index["source"], source)

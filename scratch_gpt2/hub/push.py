@@ -110,14 +110,14 @@ def files_to_push(folder: Path, base: str | None = None) -> dict[str, Path | byt
     if "adapter_config.json" in files:
         files = {name: files[name] for name in files if not fnmatch.fnmatch(name, "model*") and name != "config.json"}
         config["base_model_name_or_path"] = adapter_base(config, base)
-        return files | {"adapter_config.json": as_json(config)}
+        return files | {"adapter_config.json": json_bytes(config)}
     # A checkpoint loaded from the Hub refers to the code there, although its own copy is saved beside it.
     auto_map = {name: target.rpartition("--")[2] for name, target in (config.get("auto_map") or {}).items()}
     if not has_own_code(folder, auto_map):
         package = Path(scratch_gpt2.__file__).parent
         files |= {name: package / name for name in TRAVELLING_FILES}
         auto_map = scratch_gpt2.ScratchGPT2Config().auto_map
-    return files | {"config.json": as_json(config | {"use_cache": True, "auto_map": auto_map})}
+    return files | {"config.json": json_bytes(config | {"use_cache": True, "auto_map": auto_map})}
 
 
 def has_own_code(folder: Path, auto_map: dict[str, str]) -> bool:
@@ -131,7 +131,7 @@ def has_own_code(folder: Path, auto_map: dict[str, str]) -> bool:
     return bool(modules)
 
 
-def as_json(config: dict) -> bytes:
+def json_bytes(config: dict) -> bytes:
     return json.dumps(config, indent=2, sort_keys=True).encode() + b"\n"
 
 
