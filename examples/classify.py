@@ -227,6 +227,17 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output_dir:
     return model
 
 
+def record(arguments: Arguments, args: ClassificationArguments, source: str | None, metrics: dict[str, float]) -> None:
+    record_run(
+        args.output_dir,
+        arguments=(arguments, args),
+        base=arguments.model,
+        data=[source or arguments.data],
+        metrics=metrics,
+        split="test",
+    )
+
+
 def main() -> None:
     arguments, args = parse_arguments(Arguments, ClassificationArguments, description=__doc__, defaults=recipe)
     if arguments.data is None:
@@ -273,14 +284,7 @@ def main() -> None:
     if trainer.is_world_process_zero():
         model = save(model, tokenizer, args.output_dir)
         metrics = report(trainer, prediction, validation_loss, args.output_dir)
-        record_run(
-            args.output_dir,
-            arguments=(arguments, args),
-            base=arguments.model,
-            data=[hub_id(data.report["source"]) or arguments.data],
-            metrics=metrics,
-            split="test",
-        )
+        record(arguments, args, hub_id(data.report["source"]), metrics)
         explain(model, tokenizer, arguments.explain)
         if temporary:
             shutil.rmtree(temporary)
