@@ -69,7 +69,7 @@ def complete_tab(handlers: Handlers) -> None:
     prompt = gr.Textbox("Once upon a time", label="Prompt", max_lines=8, max_length=MAX_CHARACTERS)
     with gr.Row():
         write = gr.Button("Write", variant="primary", min_width=100)
-        again = gr.Button("Write with another seed", min_width=100)
+        again = gr.Button("Another seed", min_width=100)
         stop = gr.Button("Stop", min_width=100)
     note = gr.HTML(elem_classes="note")
     tokens = clickable(elem_id="completion")

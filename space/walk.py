@@ -71,8 +71,9 @@ def inside_tab(handlers: Handlers, demo: gr.Blocks) -> None:
         layer = gr.Radio(handlers.layers(model.value), label="Layer")
         heads = clickable(elem_id="heads")
         with gr.Row():
-            arcs = gr.HTML(min_width=300)
-            with gr.Column(min_width=300):
+            with gr.Column(min_width=320):
+                arcs = gr.HTML()
+            with gr.Column(min_width=320):
                 gr.Markdown("**Switch this head off**, and the next token changes:")
                 ablation = gr.HTML(elem_id="ablation")
     with gr.Row():

@@ -338,7 +338,7 @@ def test_a_text_that_ends_says_so_and_another_seed_writes_another(page, monkeypa
     written = page.locator(".written")
     written.get_by_text("the end").wait_for()
     first = written.inner_text()
-    press(page, "Write with another seed")
+    press(page, "Another seed")
     wait_until(lambda: written.inner_text() not in (first, ""))
 
 
@@ -475,7 +475,15 @@ def test_a_phone_shows_every_tab_without_scrolling_aside(browser, address):
         assert page.evaluate("document.documentElement.scrollWidth") == 390, tab
         assert page.evaluate(TOO_SMALL) == [], tab
         keep(page, tab.lower().replace(" ", "_"))
+        if tab == "Look inside":
+            assert page.locator(".arcs").bounding_box()["width"] > 300
         if tab == "Complete":
-            bottom = page.get_by_role("button", name="Stop", exact=True).locator("visible=true").bounding_box()
-            assert page.locator(".written").bounding_box()["y"] - (bottom["y"] + bottom["height"]) < 130
+            stop = page.get_by_role("button", name="Stop", exact=True).locator("visible=true").bounding_box()
+            below = [page.locator(part).first.bounding_box()["y"] for part in ("#completion .legend", ".written")]
+            assert [
+                round(y - stop["y"] - stop["height"]) < most for y, most in zip(below, (80, 160), strict=True)
+            ] == [
+                True,
+                True,
+            ], below
     leave(page)
