@@ -18,7 +18,7 @@ demo: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/python space/app.py
 
 quickstart: $(INSTALLED)
-	OMP_WAIT_POLICY=passive $(BIN)/python examples/quickstart.py
+	OMP_WAIT_POLICY=passive $(BIN)/python examples/quickstart.py --overwrite
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup

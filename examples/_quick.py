@@ -1,6 +1,6 @@
 """Answers `--help` and mistyped options of a script before its imports, which take seconds.
 
-A script runs this file first, if it is called by its path. Ctrl-C during the imports then ends in one line too.
+Every script runs this file first. Ctrl-C during the imports then ends in one line too.
 """
 
 import importlib.util
@@ -16,7 +16,8 @@ def answer_at_once() -> None:
     spec = importlib.util.spec_from_file_location("command_help", file)
     command_help = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(command_help)
-    answer = command_help.answer(sys.argv[0], sys.argv[1:])
+    script = sys.modules["__main__"].__file__  # runpy puts this file's path into sys.argv[0]
+    answer = command_help.answer(script, sys.argv[1:])
     if answer is not None:
         text, code = answer
         print(text, end="", file=sys.stderr if code else sys.stdout)

@@ -26,6 +26,12 @@ epochs.png, confusion_matrix.png and the numbers in both as .json, and run.json 
 `--push_to_hub --hub_model_id me/spam` pushes at the end what `pipeline` loads, with its card.
 """
 
+if __name__ == "__main__":  # --help and mistyped options are answered before the imports below, which take seconds
+    import os
+    import runpy
+
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
+
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -13,6 +13,12 @@ architectures, and with `--reference` GPT-2 too, with transformers' own. `--outp
 and report/report.png. A model that cannot be evaluated is left out of the report, and the exit code is 1.
 """
 
+if __name__ == "__main__":  # --help and mistyped options are answered before the imports below, which take seconds
+    import os
+    import runpy
+
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
+
 from dataclasses import dataclass, field
 from pathlib import Path
 

@@ -8,6 +8,12 @@
 nanoGPT's `ckpt.pt`. GPT-2 checkpoints of any origin are computed with our model. accelerate chooses the device.
 """
 
+if __name__ == "__main__":  # --help and mistyped options are answered before the imports below, which take seconds
+    import os
+    import runpy
+
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
+
 from dataclasses import dataclass, field
 from pathlib import Path
 

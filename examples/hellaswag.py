@@ -12,6 +12,12 @@ Published figures of OpenAI's GPT-2 124M on all 10,042 examples: 0.2892 and norm
 0.2955 by build-nanogpt. The examples are a sample themselves: the intervals are Wilson's, at 95%.
 """
 
+if __name__ == "__main__":  # --help and mistyped options are answered before the imports below, which take seconds
+    import os
+    import runpy
+
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
+
 from dataclasses import asdict, dataclass, field
 
 from accelerate import PartialState

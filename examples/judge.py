@@ -11,6 +11,12 @@ arrives, so the same command continues a stopped run. The summary (.json) and th
 written beside it.
 """
 
+if __name__ == "__main__":  # --help and mistyped options are answered before the imports below, which take seconds
+    import os
+    import runpy
+
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
+
 import os
 from dataclasses import dataclass, field
 from pathlib import Path

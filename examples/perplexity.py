@@ -16,6 +16,12 @@ tokens; the file `wiki.test.raw` itself has 286,221. This command writes the for
         open('wikitext2.txt', 'w', encoding='utf-8', newline='').write('\\n\\n'.join(rows))"
 """
 
+if __name__ == "__main__":  # --help and mistyped options are answered before the imports below, which take seconds
+    import os
+    import runpy
+
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
+
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 

@@ -16,6 +16,12 @@ text has one label; lists of labels are refused. Labels are numbered in natural 
 labels, the rarer one is the positive class of precision, recall and F1.
 """
 
+if __name__ == "__main__":  # --help and mistyped options are answered before the imports below, which take seconds
+    import os
+    import runpy
+
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
+
 from dataclasses import dataclass, field
 
 from scratch_gpt2.cli import parse_arguments, run_main

@@ -31,6 +31,12 @@ With datatrove, a function is a step of the pipeline, for its Slurm and Ray exec
     LocalPipelineExecutor([ParquetReader("web"), write_part], tasks=2, workers=2).run()
 """
 
+if __name__ == "__main__":  # --help and mistyped options are answered before the imports below, which take seconds
+    import os
+    import runpy
+
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
+
 from dataclasses import dataclass, field
 
 from scratch_gpt2.cli import parse_arguments, run_main

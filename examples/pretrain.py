@@ -23,6 +23,12 @@ The output folder gets the model and its tokenizer, checkpoint-N, log.jsonl, cur
 model card. `--push_to_hub --hub_model_id me/gpt2` pushes every checkpoint, and the model at the end.
 """
 
+if __name__ == "__main__":  # --help and mistyped options are answered before the imports below, which take seconds
+    import os
+    import runpy
+
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
+
 import argparse
 from dataclasses import dataclass, field
 from pathlib import Path

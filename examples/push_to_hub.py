@@ -5,22 +5,27 @@
     python examples/push_to_hub.py --folder runs/lora --repo_id me/lora --base me/gpt2 --private
     python examples/push_to_hub.py --folder runs/assistant --repo_id me/assistant --show     # the card; pushes nothing
 
-`--folder` is what a training script left behind, or any saved model of this package. Pushed are the model, its code,
-tokenizer with chat template, generation configuration, plots and numbers, in one commit; data, checkpoints, optimizer
-states and training_args.bin stay here. The card is written from the run.json of the training script.
+`--folder` is the output folder of a training script, or any saved model of this package. One commit contains the
+model, its code, the tokenizer with its chat template, the generation configuration, plots and numbers. Data,
+checkpoints, optimizer states and training_args.bin are not pushed. The card is written from the run.json of the
+training script.
 
-Afterwards another process loads the model by its id and has to compute the same outputs. It cannot see this package,
-unless it needs the package for the base of an adapter.
+Afterwards another process loads the model by its id and must compute the same outputs. It cannot import this package,
+unless the base of an adapter needs it.
 """
 
-import argparse
+if __name__ == "__main__":  # --help and mistyped options are answered before the imports below, which take seconds
+    import os
+    import runpy
+
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
+
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from huggingface_hub import constants
-from transformers import HfArgumentParser
 
-from scratch_gpt2.cli import run_main
+from scratch_gpt2.cli import parse_arguments, run_main
 from scratch_gpt2.hub.card import model_card
 from scratch_gpt2.hub.push import check_pushed, files_to_push, push
 
@@ -28,17 +33,16 @@ from scratch_gpt2.hub.push import check_pushed, files_to_push, push
 @dataclass
 class Arguments:
     folder: str = field(metadata={"help": "Folder of the model or adapter."})
-    repo_id: str = field(metadata={"help": "user/name, or a name under the user who is logged in."})
-    private: bool = field(default=False, metadata={"help": "Only you can see a repository that is created now."})
+    repo_id: str = field(metadata={"help": "user/name, or a name in the account that is logged in."})
+    private: bool = field(default=False, metadata={"help": "Create the repository as a private one."})
     base: str | None = field(default=None, metadata={"help": "Hub id of an adapter's base that was a local folder."})
-    license: str | None = field(default=None, metadata={"help": "The Hub's name of a license, such as mit."})
-    message: str = field(default="Push model", metadata={"help": "Message of the commit."})
-    show: bool = field(default=False, metadata={"help": "Show the card and the list of files, and push nothing."})
+    license: str | None = field(default=None, metadata={"help": "License, by the Hub's name for it, such as mit."})
+    message: str = field(default="Push model", metadata={"help": "Commit message."})
+    show: bool = field(default=False, metadata={"help": "Show the model card and the list of files; push nothing."})
 
 
 def main() -> None:
-    parser = HfArgumentParser(Arguments, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    (arguments,) = parser.parse_args_into_dataclasses()
+    (arguments,) = parse_arguments(Arguments, description=__doc__)
     if arguments.show:
         files = files_to_push(Path(arguments.folder), arguments.base)
         print(model_card(arguments.folder, arguments.repo_id, arguments.license, arguments.base))

@@ -9,6 +9,12 @@ docstrings of the standard library. The model, its tokenizer, the loss curve and
 written to `--output`. No network.
 """
 
+if __name__ == "__main__":  # --help and mistyped options are answered before the imports below, which take seconds
+    import os
+    import runpy
+
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
+
 import argparse
 import math
 import subprocess

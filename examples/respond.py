@@ -10,6 +10,12 @@ objects with instruction, input, output (the reference) and response, for exampl
 longer conversation is its last question. The same command continues a stopped run.
 """
 
+if __name__ == "__main__":  # --help and mistyped options are answered before the imports below, which take seconds
+    import os
+    import runpy
+
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
+
 from dataclasses import dataclass, field
 from pathlib import Path
 

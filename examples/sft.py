@@ -23,6 +23,12 @@ checkpoint-N, log.jsonl, curves.png, and run.json for the model card. `--push_to
 pushes every checkpoint, and at the end the model or its adapter; the base of an adapter has to be on the Hub.
 """
 
+if __name__ == "__main__":  # --help and mistyped options are answered before the imports below, which take seconds
+    import os
+    import runpy
+
+    runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
+
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,17 +1,21 @@
 """The command line: options, configuration files, recipes, help, and how a script ends."""
 
 import dataclasses
+import importlib.util
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 import pytest
 from transformers import TrainingArguments
 
+from scratch_gpt2 import command_help
 from scratch_gpt2.cli import given_options, parse_arguments, run_main
 from scratch_gpt2.training.recipes import ClassificationArguments, InstructionArguments, PretrainingArguments
 
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 DESCRIPTION = """Do something.
 
     python examples/something.py --lora
@@ -257,3 +261,46 @@ class TestEnds:
     def test_bugs_keep_their_traceback(self):
         with pytest.raises(ZeroDivisionError):
             run_main(lambda: 1 / 0)
+
+
+SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if not path.name.startswith("_"))
+
+
+class TestAnswersBeforeTheImports:
+    """What examples/_quick.py answers from a script's source is what the script would answer."""
+
+    @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+    def test_every_script_has_its_dataclasses_and_description(self, script, monkeypatch):
+        specification = importlib.util.spec_from_file_location(script.stem, script)
+        module = importlib.util.module_from_spec(specification)
+        monkeypatch.setitem(sys.modules, script.stem, module)  # dataclasses look their module up by its name
+        specification.loader.exec_module(module)
+        groups, description = command_help.script_groups(script)
+        assert description == module.__doc__
+        real = [getattr(module, group.__name__) for group in groups]
+        assert command_help.format_help("s", description, groups) == command_help.format_help("s", description, real)
+        assert "examples:\n    " in command_help.format_help("s", description, groups)
+
+    @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+    def test_no_script_imports_torch_to_answer(self, script):
+        code = "import runpy, sys\ntry:\n    runpy.run_path(sys.argv[1], run_name='__main__')\n"
+        code += "finally:\n    assert not {'torch', 'transformers'} & sys.modules.keys()"
+        for argument, exit_code in (("--help", 0), ("--no_such_option", 2)):
+            command = [sys.executable, "-c", code, str(script), argument]
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == exit_code and "AssertionError" not in done.stderr
+            assert (done.stdout if argument == "--help" else done.stderr).startswith(("usage: ", "error: --no_such"))
+
+    def test_a_mistyped_option_of_training_arguments(self):
+        script = str(EXAMPLES / "pretrain.py")
+        text = "error: --learnig_rate is not an option; did you mean --learning_rate?\n"
+        assert command_help.answer(script, ["--learnig_rate", "1"]) == (text, 2)
+        for known in (
+            ["--learning_rate", "1"],
+            ["--learning-rate=1"],
+            ["--no_bf16"],
+            ["--help-all"],
+            ["a.yaml"],
+            ["-5"],
+        ):
+            assert command_help.answer(script, known) is None
