@@ -46,16 +46,16 @@ from scratch_gpt2.data.text_classification import load_prepared
 from scratch_gpt2.hardware import keep_freed_memory
 from scratch_gpt2.hub.run_record import record_run
 from scratch_gpt2.tokenization import load_tokenizer
-from scratch_gpt2.training.checkpoints import checkpoint_to_resume
 from scratch_gpt2.training.checks import (
     check_fits_checkpoint,
     check_installed,
-    check_output_dir,
     check_row_count,
     check_training_arguments,
+    open_output_dir,
     remove_results,
 )
 from scratch_gpt2.training.classification import (
+    ClassificationTrainer,
     check_labels,
     encode_splits,
     fit_tokenizer,
@@ -67,8 +67,9 @@ from scratch_gpt2.training.classification import (
 )
 from scratch_gpt2.training.classification_report import check_explainable, explain, one_line, report
 from scratch_gpt2.training.freezing import train_only
+from scratch_gpt2.training.identity import check_identity, fingerprint, same_path
 from scratch_gpt2.training.recipes import CLASSIFICATION_LEARNING_RATES, ClassificationArguments
-from scratch_gpt2.training.start import check_launch, check_push
+from scratch_gpt2.training.start import check_launch, check_push, describe
 from scratch_gpt2.training.trunk_cache import CACHED_PARTS, states_bytes
 
 USAGE = """
@@ -173,15 +174,6 @@ def check(arguments: Arguments, args: ClassificationArguments) -> None:
     check_push(args)
 
 
-def check_output(arguments: Arguments, args: ClassificationArguments) -> None:
-    check_output_dir(
-        args.output_dir,
-        inputs=(arguments.model, arguments.data, arguments.tokenizer),
-        resume=arguments.resume,
-        overwrite=args.overwrite_output_dir,
-    )
-
-
 def choose_trained(model: PreTrainedModel, arguments: Arguments) -> PreTrainedModel:
     if arguments.train != "lora":
         train_only(model, arguments.train)
@@ -197,9 +189,7 @@ def choose_trained(model: PreTrainedModel, arguments: Arguments) -> PreTrainedMo
     )
 
 
-def describe(
-    model: PreTrainedModel, arguments: Arguments, args, splits: dict, cut: str, checkpoint: str | None
-) -> str:
+def header(trainer: ClassificationTrainer, model, arguments: Arguments, splits: dict, cut: str, checkpoint) -> str:
     """What was derived, one line each."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
@@ -207,19 +197,29 @@ def describe(
     if arguments.trunk_cache:
         size = sum(states_bytes(rows, arguments.train, model) for rows in splits.values())
         cache = f"{size / 1e6:.1f} MB of hidden states in {arguments.trunk_cache}"
-    duration = f"{args.max_steps} steps" if args.max_steps > 0 else f"up to {args.num_train_epochs:g} epochs"
-    rows = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
     lines = {
-        "model": f"{arguments.model}, {total / 1e6:.1f}M parameters, {trained:,} of them trained ({arguments.train})",
+        "model": arguments.model,
         "labels": ", ".join(model.config.id2label.values()),
         "data": ", ".join(f"{len(rows):,} {name}" for name, rows in splits.items()) + " texts",
         "length": cut,
         "cache": cache,
-        "recipe": f"{duration}, {rows} texts per step on {args.world_size} process(es), "
-        f"learning rate {args.learning_rate:g}, seed {args.seed}",
-        "start": f"continues {checkpoint}" if checkpoint else "step 0",
+        "trained": f"{trained:,} of {total:,} parameters ({arguments.train})",
     }
-    return "\n".join(f"{name:<8}{one_line(line, 300)}" for name, line in lines.items())
+    return describe(trainer, checkpoint, **{name: one_line(line, 300) for name, line in lines.items()})
+
+
+def check_same_run(trainer: ClassificationTrainer, arguments: Arguments, args, checkpoint, splits: dict) -> list[str]:
+    """The changes of a resumed run that take effect. Raises ValueError for those that cannot."""
+    if checkpoint is not None:
+        check_fits_checkpoint(trainer.model, checkpoint, advice="--train, adapters and --cache_trunk")
+    names = ("train", "max_length", "dropout", "class_weights", "lora_alpha")
+    return check_identity(
+        args,
+        checkpoint,
+        **{name: getattr(arguments, name) for name in names},
+        model=same_path(arguments.model),
+        data=fingerprint([[rows[i]["text"] for i in range(len(rows))] for rows in splits.values()]),
+    )
 
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, output_dir: str) -> PreTrainedModel:
@@ -252,10 +252,9 @@ def main() -> None:
     keep_freed_memory()
     data = load_prepared(arguments.data)
     check_labels(data)
-    check_output(arguments, args)
     check_row_count(args, rows=len(data.splits["train"]))
-    overwrite = args.overwrite_output_dir and not arguments.resume
-    checkpoint = None if overwrite else checkpoint_to_resume(args.output_dir, arguments.resume)
+    inputs = (arguments.model, arguments.data, arguments.tokenizer)
+    checkpoint, overwrite = open_output_dir(args, resume=arguments.resume, inputs=inputs)
     set_seed(args.seed)
     tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
     model = load_classifier(arguments.model, data.label_names, tokenizer, dropout=arguments.dropout)
@@ -270,7 +269,6 @@ def main() -> None:
     arguments.trunk_cache = str(temporary) if temporary else arguments.trunk_cache
     if args.process_index == 0:
         remove_results(args.output_dir, overwrite=overwrite)
-        print(describe(model, arguments, args, splits, cut, checkpoint), flush=True)
     trainer = make_trainer(
         model,
         args,
@@ -282,8 +280,9 @@ def main() -> None:
         patience=arguments.early_stopping,
         positive=arguments.positive,
     )
-    if checkpoint is not None:
-        check_fits_checkpoint(trainer.model, checkpoint, advice="--train, adapters and --cache_trunk")
+    changes = check_same_run(trainer, arguments, args, checkpoint, splits)
+    if trainer.is_world_process_zero():
+        print(header(trainer, model, arguments, splits, cut, checkpoint), *changes, sep="\n", flush=True)
     trainer.train(resume_from_checkpoint=checkpoint)
     validation_loss = trainer.validation_loss()
     prediction = trainer.predict(trainer.test_rows)

@@ -30,6 +30,7 @@ if __name__ == "__main__":  # --help and mistyped options are answered before th
     runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,20 +50,18 @@ from scratch_gpt2.hub.run_record import record_run
 from scratch_gpt2.prediction import respond
 from scratch_gpt2.tokenization import CHAT_TEMPLATE, load_tokenizer, train_tokenizer
 from scratch_gpt2.training.callbacks import LogCallback
-from scratch_gpt2.training.checkpoints import checkpoint_to_resume
 from scratch_gpt2.training.checks import (
     check_fits_checkpoint,
     check_installed,
-    check_output_dir,
     check_row_count,
     check_training_arguments,
+    open_output_dir,
     remove_results,
 )
+from scratch_gpt2.training.identity import check_identity, fingerprint, same_path
 from scratch_gpt2.training.recipes import LORA_LEARNING_RATE, PACKED_BATCH, InstructionArguments
 from scratch_gpt2.training.sft import (
     AnswerCallback,
-    InstructionTrainer,
-    check_label_smoothing,
     encode_part,
     quantized_base,
     save_test_rows,
@@ -72,10 +71,12 @@ from scratch_gpt2.training.start import (
     check_launch,
     check_push,
     check_same_sizes,
+    describe,
     fit_to_tokenizer,
     model_to_continue,
     new_model,
 )
+from scratch_gpt2.training.trainer import LanguageModelTrainer
 
 MIN_ANSWER_TOKENS = 32
 
@@ -172,7 +173,6 @@ def check(
 ) -> None:
     """Raise an error for options that do not fit together, before anything is read."""
     check_launch(args)
-    check_label_smoothing(args)
     check_training_arguments(args, metrics=("loss",))
     if data_args.validation <= 0:
         raise ValueError(
@@ -199,15 +199,9 @@ def check(
     else:
         for name in {"lora_rank", "lora_alpha", "lora_dropout", "target_modules"} & given_options(model_args):
             raise ValueError(f"--{name} is for adapters: add --lora or --qlora, or leave it out.")
-    check_output_dir(
-        args.output_dir,
-        inputs=(model_args.model, model_args.tokenizer, *(data_args.data or ())),
-        resume=run_args.resume,
-        overwrite=args.overwrite_output_dir or run_args.show > 0,
-    )
 
 
-def make_smoke_files(folder: Path) -> tuple[str, str]:
+def make_smoke_files(folder: Path) -> tuple[str, list[str]]:
     """A new, tiny model and its rows, in place of the user's own."""
     base, data = folder / "base", folder / "smoke.json"
     if not data.exists():
@@ -218,7 +212,7 @@ def make_smoke_files(folder: Path) -> tuple[str, str]:
         tokenizer.save_pretrained(base)
         model.save_pretrained(base)
         write_json(data, SMOKE_ROWS)
-    return str(base), str(data)
+    return str(base), [str(data)]
 
 
 def load_trained(model_args: ModelArguments, args: InstructionArguments) -> PreTrainedModel:
@@ -255,14 +249,13 @@ def read_parts(data_args: DataArguments, seed: int) -> tuple[list[Conversation],
 
 def encode(
     tokenizer: PreTrainedTokenizerBase,
-    train: list[Conversation],
-    validation: list[Conversation],
+    parts: tuple[list[Conversation], list[Conversation]],
     length: int,
     data_args: DataArguments,
 ) -> list[list[Row]]:
     """The rows for training and validation; prints what they are made of."""
     encoded = []
-    for name, part in (("training", train), ("validation", validation)):
+    for name, part in zip(("training", "validation"), parts, strict=True):
         rows, line = encode_part(
             name,
             part,
@@ -274,6 +267,12 @@ def encode(
         PartialState().print(line, flush=True)
         encoded.append(rows)
     return encoded
+
+
+def check_test_rows(tokenizer: PreTrainedTokenizerBase, conversations: list[Conversation]) -> None:
+    """Raise now what examples/respond.py would raise after the training."""
+    for conversation in conversations:
+        encode_reference(tokenizer, conversation)
 
 
 def row_length(max_length: int | None, positions: int) -> int:
@@ -292,14 +291,27 @@ def sample(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[t
     return [(QUESTION[0]["content"], answer.text)]
 
 
-def check_resumable(model: PreTrainedModel, checkpoint: str, model_args: ModelArguments) -> None:
-    if not model_args.adapts and not Path(checkpoint, "adapter_config.json").is_file():
-        check_same_sizes(model, checkpoint)
-    check_fits_checkpoint(model, checkpoint, advice="--lora, --lora_rank and --target_modules")
+def check_same_run(
+    model: PreTrainedModel, checkpoint: str | None, groups: tuple, parts: Sequence[list[Conversation]]
+) -> list[str]:
+    """The changes of a resumed run that take effect. Raises ValueError for those that cannot."""
+    model_args, data_args, _, args = groups
+    if checkpoint is not None:
+        if not model_args.adapts and not Path(checkpoint, "adapter_config.json").is_file():
+            check_same_sizes(model, checkpoint)
+        check_fits_checkpoint(model, checkpoint, advice="--lora, --lora_rank and --target_modules")
+    return check_identity(
+        args,
+        checkpoint,
+        **{name: getattr(data_args, name) for name in ("validation", "test", "max_length", "pack", "train_on_prompt")},
+        **{name: getattr(model_args, name) for name in ("dropout", "lora", "qlora", "lora_alpha", "lora_dropout")},
+        model=same_path(model_args.model),
+        data=fingerprint([[conversation.messages for conversation in part] for part in parts]),
+    )
 
 
 def add_answers(
-    trainer: InstructionTrainer, tokenizer: PreTrainedTokenizerBase, conversations: list[Conversation], count: int
+    trainer: LanguageModelTrainer, tokenizer: PreTrainedTokenizerBase, conversations: list[Conversation], count: int
 ) -> None:
     """Let the trainer answer the first `count` conversations whose prompts leave room for an answer."""
     longest = tokenizer.model_max_length - MIN_ANSWER_TOKENS
@@ -333,13 +345,14 @@ def main() -> None:
     )
     check(model_args, data_args, run_args, args)
     keep_freed_memory()
-    overwrite = args.overwrite_output_dir and not run_args.resume
-    checkpoint = None if overwrite else checkpoint_to_resume(args.output_dir, run_args.resume)
+    inputs = (model_args.model, model_args.tokenizer, *(data_args.data or ()))
+    checkpoint, overwrite = None, False
+    if not run_args.show:
+        checkpoint, overwrite = open_output_dir(args, resume=run_args.resume, inputs=inputs)
     set_seed(args.seed)
-    with args.main_process_first(desc="data"):
-        if run_args.smoke and data_args.data is None:
-            model_args.model, smoke_data = make_smoke_files(Path(args.output_dir))
-            data_args.data = [smoke_data]
+    if run_args.smoke and data_args.data is None:
+        with args.main_process_first(desc="data"):
+            model_args.model, data_args.data = make_smoke_files(Path(args.output_dir))
     check_push(args, base_of_adapter=model_args.model if model_args.adapts and not model_args.merge else None)
     offline_unless_hub_answers(model_args.model)
     train, validation, test = read_parts(data_args, seed=args.seed)
@@ -348,17 +361,14 @@ def main() -> None:
     fit_to_tokenizer(model, tokenizer)
     tokenizer.model_max_length = model.config.n_positions
     length = row_length(data_args.max_length, positions=model.config.n_positions)
-    train_rows, validation_rows = encode(tokenizer, train, validation, length=length, data_args=data_args)
-    for conversation in test:
-        encode_reference(tokenizer, conversation)  # raises now what examples/respond.py would raise after the training
+    train_rows, validation_rows = encode(tokenizer, (train, validation), length, data_args)
+    check_test_rows(tokenizer, test)
     if run_args.show:
         shown = (show_mask(tokenizer, row) for row in train_rows[: run_args.show])
         PartialState().print("", *shown, sep="\n\n" + "-" * 80 + "\n\n")
         return
     check_row_count(args, rows=len(train_rows))
-    if checkpoint is not None:
-        check_resumable(model, checkpoint, model_args)
-    trainer = InstructionTrainer(
+    trainer = LanguageModelTrainer(
         model,
         args,
         train_dataset=train_rows,
@@ -370,8 +380,11 @@ def main() -> None:
     token = "token of prompts and answers" if data_args.train_on_prompt else "token of the answers"
     trainer.run = {"arguments": groups, "base": model_args.model, "data": data_args.data, "loss_per": token}
     add_answers(trainer, tokenizer, validation, count=run_args.samples)
-    if trainer.is_world_process_zero():
+    if args.process_index == 0:
         remove_results(args.output_dir, overwrite=overwrite)
+    changes = check_same_run(model, checkpoint, groups, parts=(train, validation, test))
+    if trainer.is_world_process_zero():
+        print(describe(trainer, checkpoint, block_length=length if data_args.pack else None), *changes, sep="\n")
         if test:
             save_test_rows(test, Path(args.output_dir, "test.json"))
     trainer.train(resume_from_checkpoint=checkpoint)

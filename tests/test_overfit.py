@@ -1,8 +1,9 @@
-"""A model that has learnt where texts end stops there, although the end-of-text token pads too."""
+"""A model that has learned where texts end stops there, although the end-of-text token is also the pad token."""
 
 import torch
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
+from scratch_gpt2.linear_cross_entropy import IGNORE_INDEX
 
 DIALOGUES = [
     ("Where is the cat?", " On the mat."),
@@ -20,7 +21,7 @@ def padded(tokenizer, dialogues):
     ]
     longest = max(len(prompt) + len(answer) for prompt, answer in rows)
     ids = torch.full((len(rows), longest), tokenizer.pad_token_id)
-    labels = torch.full_like(ids, -100)
+    labels = torch.full_like(ids, IGNORE_INDEX)
     mask = torch.zeros_like(ids)
     for row, (prompt, answer) in enumerate(rows):
         end = len(prompt) + len(answer)

@@ -20,11 +20,12 @@ from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
 from scratch_gpt2.cli import parse_arguments
 from scratch_gpt2.data.collators import PackingCollator, PaddingCollator, pack
 from scratch_gpt2.data.instructions import encode_conversations, encode_prompt, read_instructions, split
+from scratch_gpt2.linear_cross_entropy import IGNORE_INDEX
 from scratch_gpt2.tokenization import CHAT_TEMPLATE, train_tokenizer
 from scratch_gpt2.training.callbacks import plot_log
 from scratch_gpt2.training.checkpoints import find_fault
-from scratch_gpt2.training.sft import InstructionTrainer
 from scratch_gpt2.training.start import fit_to_tokenizer, new_model
+from scratch_gpt2.training.trainer import LanguageModelTrainer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SCRIPT = REPOSITORY / "examples" / "sft.py"
@@ -38,7 +39,7 @@ def uneven_rows(sizes):
     for number, size in enumerate(sizes):
         ids = torch.randint(3, 61, (size,), generator=generator).tolist()
         learned = 1 + number % 4
-        rows.append({"input_ids": ids, "labels": [-100] * (size - learned) + ids[-learned:]})
+        rows.append({"input_ids": ids, "labels": [IGNORE_INDEX] * (size - learned) + ids[-learned:]})
     return rows
 
 
@@ -47,7 +48,7 @@ def make_trainer(model, folder, rows, collator=PaddingCollator, batch_size=8, ac
     settings |= {"logging_steps": 1, "save_strategy": "no", "report_to": [], "use_cpu": True, "disable_tqdm": True}
     settings |= {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": accumulation}
     args = TrainingArguments(str(folder), max_grad_norm=1e9, **settings | options)
-    return InstructionTrainer(
+    return LanguageModelTrainer(
         model, args, train_dataset=rows, eval_dataset=rows, data_collator=collator(model.config.pad_token_id)
     )
 
@@ -65,7 +66,7 @@ def test_the_division_of_a_step_changes_nothing(collator, tmp_path):
     """8 rows at once, 2 at a time, 1 at a time: the same loss, gradient norm and update."""
     rows = ROWS[collator]
     assert len(rows) == 8
-    assert len({sum(label != -100 for label in row["labels"]) for row in rows}) > 2
+    assert len({sum(label != IGNORE_INDEX for label in row["labels"]) for row in rows}) > 2
     results = []
     for batch_size, accumulation in ((8, 1), (2, 4), (1, 8)):
         model = tiny_model(eos_token_id=PAD, pad_token_id=PAD)
@@ -104,13 +105,6 @@ def test_the_evaluation_calls_the_output_layer(tmp_path):
     model.lm_head.register_forward_hook(lambda module, args, logits: 0 * logits)
     loss = make_trainer(model, tmp_path, ROWS[PaddingCollator]).evaluate()["eval_loss"]
     assert loss == pytest.approx(math.log(61), rel=1e-6)  # 61 equally likely tokens
-
-
-def test_label_smoothing_is_refused_by_the_trainer(tmp_path):
-    with pytest.raises(
-        ValueError, match=r"^label_smoothing_factor is 0\.1, but Trainer would smooth .* wrong position"
-    ):
-        make_trainer(tiny_model(), tmp_path, ROWS[PaddingCollator], label_smoothing_factor=0.1)
 
 
 # By heart
@@ -293,6 +287,7 @@ def test_an_adapter_is_merged_and_resumed(files, tmp_path, capsys):
 
     (tmp_path / "again").mkdir()
     checkpoint.rename(tmp_path / "again" / "checkpoint-4")
+    (tmp_path / "straight" / "identity.json").rename(tmp_path / "again" / "identity.json")
     with pytest.raises(ValueError, match="holds checkpoints of an earlier run; add --resume"):
         run_script(options | {"--output_dir": tmp_path / "again"}, "--lora", "--merge", "--pack")
     again = {"--output_dir": tmp_path / "again"}
@@ -302,6 +297,8 @@ def test_an_adapter_is_merged_and_resumed(files, tmp_path, capsys):
         run_script(options | again | {"--lora_rank": 8}, "--lora", "--merge", "--pack", "--resume")
     with pytest.raises(ValueError, match=r"was trained with other settings \(adapters\); resume with the same --lora"):
         run_script(files | OPTIONS | again, "--pack", "--resume")
+    with pytest.raises(ValueError, match=r"^validation is 0\.3, but the run in .* began with 0\.19"):
+        run_script(options | again | {"--validation": 0.3}, "--lora", "--merge", "--pack", "--resume")
     run_script(options | {"--output_dir": tmp_path / "again"}, "--lora", "--merge", "--pack", "--resume")
     assert read_log(tmp_path / "again", "loss") == read_log(tmp_path / "straight", "loss")
     assert "PeftModel" not in capsys.readouterr().out
@@ -418,7 +415,6 @@ def test_smoke(tmp_path, capsys):
         ({"--dropout": 1}, r"dropout is 1 but must be from 0 to below 1"),
         ({"--metric_for_best_model": "accuracy"}, r"metric_for_best_model is 'accuracy'; choose one of loss"),
         ({"--output_dir": "MODEL"}, r"base is an input of this run and would be overwritten"),
-        ({"--label_smoothing_factor": 0.1}, r"label_smoothing_factor is 0\.1, but .* leave it at 0"),
         ({"--push_to_hub": "true"}, r"The Hugging Face Hub cannot be pushed to .*hf auth login"),
     ],
 )

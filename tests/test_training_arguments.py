@@ -26,6 +26,7 @@ ACCEPTED = [
         "learning_rate": 1e-3,
         "lr_scheduler_type": "linear",
         "warmup_steps": 1,
+        "label_smoothing_factor": 0.1,
         "optim": "adafactor",
         "weight_decay": 0,
         "max_grad_norm": 0,
@@ -142,7 +143,7 @@ REFUSED_BY = {
         ({"gradient_checkpointing": True}, r"--activation_checkpointing needs the blocks .*--no_cache_trunk"),
         ({"neftune_noise_alpha": 5}, r"--neftune_noise_alpha needs the blocks .*--no_cache_trunk"),
     ],
-    "sft": [({"label_smoothing_factor": 0.1}, r"label_smoothing_factor is 0\.1")],
+    "sft": [({"metric_for_best_model": "accuracy"}, r"metric_for_best_model is 'accuracy'; choose one of loss")],
 }
 # Needs a GPU, another package, the network or several processes; tested elsewhere or not ours.
 ELSEWHERE = {"bf16", "fp16", "torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel"}

@@ -9,8 +9,8 @@ from scratch_gpt2 import ScratchGPT2Config
 from scratch_gpt2.data.collators import PackingCollator, PaddingCollator, pack
 from scratch_gpt2.data.instructions import Conversation, encode_conversations
 from scratch_gpt2.tokenization import CHAT_TEMPLATE, train_tokenizer
-from scratch_gpt2.training.sft import InstructionTrainer
 from scratch_gpt2.training.start import new_model
+from scratch_gpt2.training.trainer import LanguageModelTrainer
 
 peft = pytest.importorskip("peft")
 OPTIONS = {"max_steps": 2, "per_device_train_batch_size": 4, "learning_rate": 0.01, "lr_scheduler_type": "constant"}
@@ -61,7 +61,7 @@ def test_trl_trains_as_we_do(packing, tokenizer, conversations, tmp_path):
 
     rows, _ = encode_conversations(tokenizer, conversations, max_length=128)
     collator = PackingCollator if packing else PaddingCollator
-    ours = InstructionTrainer(
+    ours = LanguageModelTrainer(
         make_model(tokenizer),
         TrainingArguments(str(tmp_path), **OPTIONS | {"per_device_train_batch_size": 8}),
         train_dataset=pack(rows, 128) if packing else rows,
@@ -95,7 +95,7 @@ def test_peft_trains_saves_and_generates(method, tokenizer, conversations, tmp_p
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     options = {"max_steps": 30, "per_device_train_batch_size": 8}
     options |= {"learning_rate": LEARNING_RATES.get(method, OPTIONS["learning_rate"])}
-    trainer = InstructionTrainer(
+    trainer = LanguageModelTrainer(
         model,
         TrainingArguments(str(tmp_path / "run"), **OPTIONS | options),
         train_dataset=rows,
@@ -168,6 +168,6 @@ def test_an_adapter_trains_on_packed_rows(tmp_path):
     for collator, data in ((PaddingCollator, rows), (PackingCollator, pack(rows, 8))):
         model = peft.get_peft_model(tiny_model(), METHODS["lora"]())
         args = TrainingArguments(str(tmp_path), **OPTIONS)
-        trainer = InstructionTrainer(model, args, eval_dataset=data, data_collator=collator(2))
+        trainer = LanguageModelTrainer(model, args, eval_dataset=data, data_collator=collator(2))
         losses.append(trainer.evaluate()["eval_loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)

@@ -14,6 +14,9 @@ from torch import nn
 from transformers import TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 
+from .checkpoints import checkpoint_to_resume
+from .recipes import RecipeArguments
+
 # A folder with one of these holds a finished run.
 FINISHED = ("model.safetensors", "model.safetensors.index.json", "adapter_config.json", "config.json", "run.json")
 # What a training script writes into its output folder.
@@ -125,6 +128,16 @@ def check_output_dir(
                 f"{output_dir} holds a finished run ({name}); choose another output_dir, or add "
                 "--overwrite_output_dir to replace it."
             )
+
+
+def open_output_dir(args: RecipeArguments, *, resume: bool, inputs: Iterable[str | None]) -> tuple[str | None, bool]:
+    """Check `args.output_dir` with `check_output_dir`; return the checkpoint that the run continues from, if any, and
+    whether `remove_results` is to remove an earlier run. `resume` takes precedence over `overwrite_output_dir`."""
+    path, folder = args.resume_from_checkpoint, str(args.output_dir)
+    resume = resume or path is not None
+    check_output_dir(folder, inputs=inputs, resume=resume, overwrite=args.overwrite_output_dir)
+    overwrite = args.overwrite_output_dir and not resume
+    return None if overwrite else checkpoint_to_resume(folder, resume=resume, path=path), overwrite
 
 
 def remove_results(output_dir: str, overwrite: bool) -> None:

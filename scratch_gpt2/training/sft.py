@@ -1,17 +1,14 @@
-"""Instruction tuning with transformers' Trainer: the rows, the base model, the evaluation, sample answers, saving."""
+"""Instruction tuning with transformers' Trainer: rows, quantized base, sample answers, saving."""
 
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import (
     BitsAndBytesConfig,
-    EvalPrediction,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
-    TrainingArguments,
 )
 
 from ..data.collators import Row, pack
@@ -21,16 +18,7 @@ from ..linear_cross_entropy import IGNORE_INDEX
 from ..modeling_scratch_gpt2 import ScratchGPT2ForCausalLM
 from ..prediction import respond
 from .start import fit_to_tokenizer, model_to_continue
-from .trainer import PushingTrainer
-
-
-def check_label_smoothing(args: TrainingArguments) -> None:
-    """Raise ValueError for label smoothing: Trainer smooths labels that a causal language model has not shifted."""
-    if args.label_smoothing_factor:
-        raise ValueError(
-            f"label_smoothing_factor is {args.label_smoothing_factor}, but Trainer would smooth every label against "
-            "the wrong position; leave it at 0."
-        )
+from .trainer import LanguageModelTrainer
 
 
 def quantized_base(name: str, compute_dtype: torch.dtype, dropout: float = 0.0) -> ScratchGPT2ForCausalLM:
@@ -92,43 +80,6 @@ def save_test_rows(conversations: list[Conversation], file: Path) -> None:
     write_json(file, rows)
 
 
-class InstructionTrainer(PushingTrainer):
-    """Trainer whose `eval_loss` is the mean over all labeled tokens, in any batches and on any number of processes.
-
-    Trainer itself averages the means of the batches, which weights a token by how few others its batch has.
-
-    Raises ValueError for label smoothing.
-    """
-
-    def __init__(self, model: PreTrainedModel, args: TrainingArguments, **kwargs):
-        check_label_smoothing(args)
-        super().__init__(model, args, compute_metrics=mean_over_tokens, **kwargs)
-
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Return the summed loss of the batch as the "prediction" of its first row, (B,), and its number of labeled
-        tokens as the label.
-
-        The last batches of several processes are filled up with rows that were evaluated before; they lose their
-        labels here.
-        """
-        inputs = self._prepare_inputs(inputs)
-        labels = inputs["labels"]
-        state = self.accelerator.gradient_state
-        if state.end_of_dataloader and state.remainder > 0:
-            own = state.remainder - self.args.process_index * len(labels)
-            labels[max(own, 0) :] = IGNORE_INDEX
-        with torch.no_grad(), self.compute_loss_context_manager():
-            loss = model(**inputs, num_items_in_batch=1, skip_logits=True).loss
-        sums, tokens = torch.zeros(2, len(labels), device=labels.device)
-        sums[0], tokens[0] = loss, (labels[:, 1:] != IGNORE_INDEX).sum()
-        return None, sums, tokens
-
-
-def mean_over_tokens(prediction: EvalPrediction) -> dict[str, float]:
-    sums, tokens = prediction.predictions, prediction.label_ids
-    return {"loss": float(sums.sum(dtype=np.float64) / tokens.sum(dtype=np.float64))}
-
-
 class AnswerCallback(TrainerCallback):
     """Answers some instructions before training and after every evaluation. The answers are printed, and logged as
     `samples` together with the losses. Decoding is greedy and draws no random numbers.
@@ -171,7 +122,9 @@ class AnswerCallback(TrainerCallback):
         self.trainer.log({"samples": text})
 
 
-def save_tuned(trainer: InstructionTrainer, tokenizer: PreTrainedTokenizerBase, merge_into: str | None = None) -> None:
+def save_tuned(
+    trainer: LanguageModelTrainer, tokenizer: PreTrainedTokenizerBase, merge_into: str | None = None
+) -> None:
     """Save the model, or its adapter. With `merge_into`, the base of the adapter, save the merged model, and the
     adapter in the folder adapter."""
     folder = str(trainer.args.output_dir)

@@ -29,6 +29,7 @@ def train(name: str, args) -> dict:
     from transformers import TrainerCallback
 
     from scratch_gpt2.data.instructions import encode_conversation, read_instructions
+    from scratch_gpt2.linear_cross_entropy import IGNORE_INDEX
     from scratch_gpt2.tokenization import load_tokenizer
 
     tokenizer = load_tokenizer(args.tokenizer)
@@ -74,7 +75,7 @@ def train(name: str, args) -> dict:
         "cpu_seconds": (time.process_time() - cpu) / (args.steps + 1),
         "peak_mb": peak_mb(device),
         "tokens": sum(len(example["input_ids"]) for example in examples),
-        "response_tokens": sum(label != -100 for example in examples for label in example["labels"]),
+        "response_tokens": sum(label != IGNORE_INDEX for example in examples for label in example["labels"]),
         "computed_tokens": sum(computed) / (args.steps + 1),
         "conversations": len(examples),
     }
@@ -104,11 +105,11 @@ def own_trainer(name: str, args, tokenizer, conversations, examples):
     from transformers import TrainingArguments
 
     from scratch_gpt2.data.collators import PackingCollator, PaddingCollator, pack
-    from scratch_gpt2.training.sft import InstructionTrainer
     from scratch_gpt2.training.start import model_to_continue
+    from scratch_gpt2.training.trainer import LanguageModelTrainer
 
     packed = name == "packed"
-    return InstructionTrainer(
+    return LanguageModelTrainer(
         model_to_continue(args.weights),
         TrainingArguments(**training_options(name, args)),
         train_dataset=pack(examples, args.length) if packed else examples,
