@@ -384,8 +384,7 @@ def main() -> None:
         remove_results(args.output_dir, overwrite=overwrite)
     changes = check_same_run(model, checkpoint, groups, parts=(train, validation, test))
     if trainer.is_world_process_zero():
-        header = describe(trainer, checkpoint, block_length=length if data_args.pack else None)
-        print("\n".join([header, *changes]), flush=True)
+        print("\n".join([describe(trainer, checkpoint, length if data_args.pack else None), *changes]), flush=True)
         if test:
             save_test_rows(test, Path(args.output_dir, "test.json"))
     trainer.train(resume_from_checkpoint=checkpoint)
