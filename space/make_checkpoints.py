@@ -1,200 +1,243 @@
-"""Train the models of the Space and write checkpoints/: a base, and a spam classifier and an assistant as adapters.
+"""Train the models of the Space and write checkpoints/: a base, an assistant and a spam filter.
 
-python space/make_checkpoints.py --text books/*.txt --sms SMSSpamCollection --instructions instruction-data.json
+    python space/make_checkpoints.py --data data data/more
 
-About two hours on one core; started again, it goes on where it was stopped. Needs examples/ beside this folder.
+`--data` names the folders with the data sets that make_data.py, make_instructions.py and make_messages.py read. About
+three hours on two cores; started again, it goes on where it was stopped. Needs examples/ beside this folder.
 """
 
 import argparse
 import json
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
-from huggingface_hub import ModelCardData
+from cards import write_card
+from make_data import SEPARATOR, documents, find
+from make_messages import SPAM, filter_metrics, join_corpora, train_tfidf
+from measures import answer_rows, assistant_metrics, bits_per_byte, question, stories
 from models import Checkpoints
 from safetensors.torch import load_file, save_file
-from transformers import set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification
+from scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification, load_tokenizer
 from scratch_gpt2.cli import run_main
-from scratch_gpt2.data.instructions import read_instructions
-from scratch_gpt2.evaluation.metrics import classification_metrics
-from scratch_gpt2.evaluation.responses import reference_loss, reference_metrics
-from scratch_gpt2.hub.card import render_card
-from scratch_gpt2.prediction import batches_by_length, classify_text, encode_prompts, respond
+from scratch_gpt2.hardware import cpu_computes_bfloat16
+from scratch_gpt2.prediction import classify_text
 
 SPACE = Path(__file__).resolve().parent
 EXAMPLES = SPACE.parent / "examples"
 CHECKPOINTS = SPACE / "checkpoints"
-TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+SMS, INDIA = "sms_spam_collection.tsv", "india_junioralive.tsv"
 
-# The recipes. Nothing else is given to the scripts but files and folders.
-SHARDS = "--train_tokenizer 8192"
+# The recipes. Nothing else is given to the scripts but files and folders, and --bf16 where the processor has it.
+SHARDS = f"--train_tokenizer 4096 --shard_tokens 100000 --document_separator '{SEPARATOR}'"
 BASE = (
-    "--preset tiny --n_layer 6 --n_embd 320 --n_head 5 --n_positions 512 --optimizer muon --learning_rate 4e-3 "
-    "--max_steps 1000 --tokens_per_step 4096 --per_device_train_batch_size 8 --eval_tokens 32768 --eval_steps 100 "
-    "--save_steps 100 --save_total_limit 1 --sample_steps 500 --use_cpu"
+    "--preset tiny --n_layer 5 --n_embd 384 --n_head 4 --n_positions 512 --optimizer muon --learning_rate 4e-3 "
+    "--lr_scheduler_type warmup_stable_decay --lr_scheduler_kwargs '{\"num_decay_steps\": 300}' --warmup_steps 20 "
+    "--max_steps 1500 --tokens_per_step 4096 --per_device_train_batch_size 8 --eval_tokens 16384 --eval_steps 100 "
+    "--save_steps 50 --save_total_limit 2 --sample_steps 0 --use_cpu"
 )
-MESSAGES_RECIPE = "--unescape --seed 42"
-SPAM = (
-    "--train lora --lora_rank 32 --lora_alpha 64 --learning_rate 1e-3 --num_train_epochs 5 --max_length 128 "
+ASSISTANT = (
+    "--pack --per_device_train_batch_size 8 --gradient_accumulation_steps 1 --per_device_eval_batch_size 8 "
+    "--learning_rate 1e-3 --num_train_epochs 1 --validation 0.03 --test 0 --eval_steps 0.25 --save_steps 0.25 "
+    "--samples 0 --use_cpu"
+)
+# The filter is the first three blocks of the base, so that the three models together stay small.
+FILTER_LAYERS = 3
+ADAPTED = (
+    "--learning_rate 1e-3 --max_steps 90 --tokens_per_step 4096 --per_device_train_batch_size 8 --eval_steps 30 "
+    "--save_steps 30 --save_total_limit 1 --sample_steps 0 --use_cpu"
+)
+FILTER = (
+    "--train all --learning_rate 1e-4 --num_train_epochs 4 --metric_for_best_model f1 --max_length 128 "
     "--train_sampling_strategy group_by_length --use_cpu"
 )
-ASSISTANT = "--lora --lora_rank 128 --lora_alpha 256 --pack --learning_rate 1e-3 --num_train_epochs 6 --use_cpu"
+# A label is shown as unsure below the lowest of these at which 99% of the validation messages above are right.
+CONFIDENCES, WANTED_ACCURACY = (0.6, 0.7, 0.8, 0.9, 0.95, 0.99), 0.99
 
-DATA = {
-    "base": """Text in the public domain: Shakespeare's plays (`tiny_shakespeare`) and books by Austen and others from
-Project Gutenberg. A sample of TinyStories (Eldan and Li 2023, CDLA-Sharing-1.0). WikiText-2's test text (Merity et al.
-2016, CC BY-SA 3.0 and GFDL). None of it is in this repository. The stories are divided by `<|endoftext|>` as ordinary
-text, so the model writes that too.""",
-    "spam": """The SMS Spam Collection v.1 (Almeida, Gómez Hidalgo and Yamakami, DocEng 2011), provided by its authors
-free and without warranty. Duplicates were removed before it was split (seed 42): 3,619 messages to train on, 517 to
-choose the epoch, 1,035 to test. None of it is in this repository.""",
-    "assistant": """The 1,100 instructions of "Build a Large Language Model (From Scratch)" (Raschka, Apache-2.0): 935
-to train on, 55 to choose the epoch, 110 kept back. None of it is in this repository. No data with a non-commercial
-licence was used.""",
-}
-PROMPTS = ("Once upon a time", "The king said to the queen that", "She was a young woman of")
+SHOWN_STORIES = 3
+SHOWN_INSTRUCTIONS = (
+    "Hello!",
+    "Who are you?",
+    "Tell me a short story about a dog named Max.",
+    "Write a story with the words boat and happy.",
+    "Tell me a story about Priya with a sad ending.",
+    "How do you spell garden?",
+    "What is the plural of 'box'?",
+    "What is the capital of France?",
+)
 MESSAGES = (
     "Congratulations! You have won a £1000 prize. Call 09061701461 now to claim.",
     "Are you coming home for dinner tonight?",
     "Dear customer, you won 25 lakh rupees in the KBC lottery. WhatsApp us your bank details today.",
     "I sent the 500 rupees for the bus tickets, please check your account.",
+    "Hi dad, I lost my phone. This is my new number, please text me.",
+    "Get 1.5GB data per day for 28 days at Rs 199. Recharge now!",
 )
-SHOWN_ANSWERS, ANSWER_TOKENS = 6, 128
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", nargs="+", required=True, help="files for the base")
-    parser.add_argument("--sms", required=True, help="the SMS Spam Collection, label<TAB>text")
-    parser.add_argument("--instructions", required=True, help="the instruction data, JSON")
+    parser.add_argument("--data", nargs="+", type=Path, required=True, help="folders with the data sets")
     parser.add_argument("--work", type=Path, default=Path("runs/space"), help="folder for data and runs")
+    parser.add_argument(
+        "--only", choices=["base", "assistant", "spam"], help="make this one, from a base that is there"
+    )
     arguments = parser.parse_args()
-    make_base(arguments.text, arguments.work)
-    make_spam(arguments.sms, arguments.work)
-    make_assistant(arguments.instructions, arguments.work)
+    for name, make in (("base", make_base), ("assistant", make_assistant), ("spam", make_spam)):
+        if arguments.only in (None, name):
+            make(arguments.data, arguments.work)
 
 
-def make_base(text: list[str], work: Path) -> None:
-    run_example("prepare_text.py", SHARDS, "--input", *text, "--output", work / "shards")
-    run, target = work / "base", CHECKPOINTS / "base"
-    run_example("pretrain.py", BASE, "--data", work / "shards", "--output_dir", run, *resume(run))
-    copy(run, target, *TOKENIZER, "run.json", "curves.png", "generation_config.json")
-    shrink(run / "model.safetensors", target / "model.safetensors")
-    copy_config(run / "config.json", target / "config.json", dtype="bfloat16")
+def make_base(data: list[Path], work: Path) -> None:
+    texts, run, target = work / "data", work / "base", CHECKPOINTS / "base"
+    if not (texts / "train.txt").is_file():
+        run_script(SPACE / "make_data.py", "", "--data", *data, "--output", texts)
+    files = ("--input", texts / "validation.txt", texts / "train.txt", "--output", work / "shards")
+    run_script(EXAMPLES / "prepare_text.py", SHARDS, *files)
+    train("pretrain.py", BASE, run, "--data", work / "shards")
+    keep_model(run, target, "curves.png", "generation_config.json")
     model, tokenizer = Checkpoints(CHECKPOINTS).load("base", ScratchGPT2ForCausalLM)
-    record(target, samples=base_samples(model, tokenizer))
+    metrics, samples = base_results(model, tokenizer, texts)
+    record(target, split="held-out", metrics=metrics, samples=samples)
     write_card(target, f"prepare_text.py {SHARDS}", f"pretrain.py {BASE}")
 
 
-def make_spam(sms: str, work: Path) -> None:
-    data, run, target = work / "sms", work / "spam", CHECKPOINTS / "spam"
-    if not data.is_dir():
-        run_example("prepare_classification.py", MESSAGES_RECIPE, "--input", sms, "--output", data)
-    files = ("--model", CHECKPOINTS / "base", "--data", data, "--output_dir", run)
-    run_example("classify.py", SPAM, *files, *resume(run))
-    copy(run, target, *TOKENIZER, "run.json", "epochs.png", "confusion_matrix.png")
-    copy_adapter(run / "adapter", target)
-    copy_config(run / "config.json", target / "config.json")
-    model, tokenizer = Checkpoints(CHECKPOINTS).load("spam", ScratchGPT2ForSequenceClassification)
-    metrics, samples = spam_results(model, tokenizer, data / "test.jsonl")
-    record(target, split="test", metrics=metrics, samples=samples)
-    write_card(target, f"prepare_classification.py {MESSAGES_RECIPE}", f"classify.py {SPAM}")
-
-
-def make_assistant(instructions: str, work: Path) -> None:
-    run, target = work / "assistant", CHECKPOINTS / "assistant"
-    files = ("--model", CHECKPOINTS / "base", "--data", instructions, "--output_dir", run)
-    run_example("sft.py", ASSISTANT, *files, *resume(run))
-    copy(run, target, *TOKENIZER, "run.json", "curves.png")
-    copy_adapter(run, target)
+def make_assistant(data: list[Path], work: Path) -> None:
+    rows, run, target = work / "instructions", work / "assistant", CHECKPOINTS / "assistant"
+    run_script(SPACE / "make_instructions.py", "", "--data", *data, "--output", rows)
+    train("sft.py", ASSISTANT, run, "--model", CHECKPOINTS / "base", "--data", rows / "train.json")
+    keep_model(run, target, "curves.png", "generation_config.json")
     model, tokenizer = Checkpoints(CHECKPOINTS).load("assistant", ScratchGPT2ForCausalLM)
-    metrics, samples = assistant_results(model, tokenizer, run / "test.json")
+    metrics, samples = assistant_results(model, tokenizer, json.loads((rows / "test.json").read_text()))
     record(target, split="test", metrics=metrics, samples=samples)
     write_card(target, f"sft.py {ASSISTANT}")
 
 
-def run_example(script: str, recipe: str, *arguments: str | Path) -> None:
+def make_spam(data: list[Path], work: Path) -> None:
+    messages, adapted, run, target = work / "messages", work / "adapted", work / "spam", CHECKPOINTS / "spam"
+    files = find(data, SMS), find(data, INDIA)
+    if not messages.is_dir():
+        run_script(SPACE / "make_messages.py", "", "--sms", files[0], "--india", files[1], "--output", messages)
+    adapt(messages / "messages.txt", work, adapted)
+    train("classify.py", FILTER, run, "--model", adapted, "--data", messages)
+    keep_model(run, target, "epochs.png", "confusion_matrix.png")
+    joined = join_corpora(*map(str, files))
+    model, tokenizer = calibrated(target, joined.splits["validation"])
+    metrics, samples = spam_results(model, tokenizer, joined.splits["test"])
+    compared = {"TF-IDF and logistic regression": filter_metrics(train_tfidf(joined), joined.splits["test"])}
+    record(target, split="test", metrics=metrics, samples=samples, compared=compared)
+    write_card(target, f"pretrain.py {ADAPTED}", f"classify.py {FILTER}")
+
+
+def adapt(messages: Path, work: Path, adapted: Path) -> None:
+    """The first blocks of the base, trained on as a language model on the training messages (ULMFiT's second stage,
+    Howard and Ruder 2018, arXiv:1801.06146, section 3.2)."""
+    first = work / "first_blocks"
+    if not first.is_dir():
+        model = ScratchGPT2ForCausalLM.from_pretrained(CHECKPOINTS / "base", n_layer=FILTER_LAYERS)
+        load_tokenizer(CHECKPOINTS / "base").save_pretrained(first)
+        model.save_pretrained(first)
+    shards = f"--document_separator '{SEPARATOR}'"
+    files = ("--input", messages, "--tokenizer", first, "--output", work / "message_shards")
+    run_script(EXAMPLES / "prepare_text.py", shards, *files)
+    train("pretrain.py", ADAPTED, adapted, "--model", first, "--data", work / "message_shards")
+
+
+def train(script: str, recipe: str, run: Path, *files: str | Path) -> None:
+    """With --resume where it was stopped; not again where it is finished."""
+    if not (run / "run.json").is_file():
+        options = ["--resume"] if list(run.glob("checkpoint-*")) else []
+        options += ["--bf16"] if cpu_computes_bfloat16() else []
+        run_script(EXAMPLES / script, recipe, *files, "--output_dir", run, *options)
+
+
+def run_script(script: Path, recipe: str, *arguments: str | Path) -> None:
     """Raises ChildProcessError where it fails; what it says has been printed."""
-    command = [sys.executable, str(EXAMPLES / script), *recipe.split(), *map(str, arguments)]
+    command = [sys.executable, str(script), *shlex.split(recipe), *map(str, arguments)]
     if subprocess.run(command, check=False).returncode != 0:
-        raise ChildProcessError(f"{script} failed: see above, and start this script again to go on.")
+        raise ChildProcessError(f"{script.name} failed: see above, and start this script again to go on.")
 
 
-def resume(run: Path) -> list[str]:
-    return ["--resume"] if list(run.glob("checkpoint-*")) else []
-
-
-def copy(source: Path, target: Path, *names: str) -> None:
+def keep_model(run: Path, target: Path, *names: str) -> None:
+    """The finished model in bfloat16, its tokenizer, run.json and the files called `names`."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        shutil.copyfile(source / name, target / name)
+    for name in (*TOKENIZER, "run.json", *names):
+        shutil.copyfile(run / name, target / name)
+    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(run / "model.safetensors").items()}
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    change_config(target, json.loads((run / "config.json").read_text()) | {"dtype": "bfloat16"})
 
 
-def shrink(source: Path, target: Path) -> None:
-    """Copy safetensors in bfloat16."""
-    tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(source).items()}
-    save_file(tensors, target, metadata={"format": "pt"})
-
-
-def copy_config(source: Path, target: Path, **changes: object) -> None:
+def change_config(target: Path, config: dict) -> None:
     """Without `auto_map`: the package stands beside the Space, so that there is no second copy of its code."""
-    config = json.loads(source.read_text()) | changes
-    del config["auto_map"]
-    target.write_text(json.dumps(config, indent=2) + "\n")
+    config.pop("auto_map", None)
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def copy_adapter(source: Path, target: Path) -> None:
-    shrink(source / "adapter_model.safetensors", target / "adapter_model.safetensors")
-    config = json.loads((source / "adapter_config.json").read_text())
-    config["base_model_name_or_path"] = "checkpoints/base"
-    (target / "adapter_config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+def base_results(model, tokenizer, texts: Path) -> tuple[dict, list[tuple[str, str]]]:
+    metrics = {
+        f"{name}_bits_per_byte": bits_per_byte(model, tokenizer, documents([texts], f"{name}.txt"))
+        for name in ("stories", "books", "dialogues")
+    }
+    written = stories(model, tokenizer, 100)
+    metrics["stories_that_end"] = sum(story.stopped for story in written) / len(written)
+    return metrics, [("Once upon a time", story.text) for story in written[:SHOWN_STORIES]]
 
 
-def base_samples(model, tokenizer) -> list[tuple[str, str]]:
+def assistant_results(model, tokenizer, rows: list[dict]) -> tuple[dict, list[tuple[str, str]]]:
+    asked = [{"kind": "shown", "instruction": text, "input": "", "output": ""} for text in SHOWN_INSTRUCTIONS]
+    samples = [(question(one.row), one.response.text) for one in answer_rows(model, tokenizer, asked)]
+    return assistant_metrics(answer_rows(model, tokenizer, rows)), samples
+
+
+def spam_probabilities(model, tokenizer, texts: list[str]) -> np.ndarray:
+    return np.array([found[SPAM] for found in classify_text(model, tokenizer, texts, batch_size=64)])
+
+
+def calibrated(target: Path, rows: list[dict]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The filter with its head divided by the temperature at which the validation messages are likeliest (Guo et al.
+    2017, arXiv:1706.04599), and `unsure_below` in its configuration. Written to `target`, and returned as read."""
+    model, tokenizer = Checkpoints(CHECKPOINTS).load(target.name, ScratchGPT2ForSequenceClassification)
+    probabilities = spam_probabilities(model, tokenizer, [row["text"] for row in rows])
+    is_spam = np.array([row["label"] == SPAM for row in rows])
+    logits, truth = torch.logit(torch.tensor(probabilities), eps=1e-9), torch.tensor(is_spam, dtype=torch.float64)
+    temperatures = torch.linspace(0.5, 5, 91).tolist()
+    loss = torch.nn.functional.binary_cross_entropy_with_logits
+    temperature = min(temperatures, key=lambda t: loss(logits / t, truth).item())
+    tensors = load_file(target / "model.safetensors")
+    tensors["score.weight"] = (tensors["score.weight"].float() / temperature).to(torch.bfloat16)
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+    unsure_below = confidence_wanted(torch.sigmoid(logits / temperature).numpy(), is_spam)
+    config = json.loads((target / "config.json").read_text())
+    change_config(target, config | {"temperature": round(temperature, 3), "unsure_below": unsure_below})
+    return Checkpoints(CHECKPOINTS).load(target.name, ScratchGPT2ForSequenceClassification)
+
+
+def confidence_wanted(probabilities: np.ndarray, is_spam: np.ndarray) -> float:
+    confidence, is_right = np.maximum(probabilities, 1 - probabilities), (probabilities > 0.5) == is_spam
+    enough = (c for c in CONFIDENCES if is_right[confidence >= c].mean() >= WANTED_ACCURACY)
+    return next(enough, CONFIDENCES[-1])
+
+
+def spam_results(model, tokenizer, rows: list[dict], **options) -> tuple[dict, list[tuple[str, str]]]:
+    """Metrics on the test messages, with how many are unsure and how many of the others are right, and samples."""
+    metrics = filter_metrics(lambda texts: spam_probabilities(model, tokenizer, texts), rows, **options)
+    probabilities = spam_probabilities(model, tokenizer, [row["text"] for row in rows])
+    is_right = (probabilities > 0.5) == np.array([row["label"] == SPAM for row in rows])
+    is_sure = np.maximum(probabilities, 1 - probabilities) >= model.config.unsure_below
+    metrics |= {"unsure": float(1 - is_sure.mean()), "accuracy_where_sure": float(is_right[is_sure].mean())}
     samples = []
-    for prompt in PROMPTS:
-        set_seed(0)
-        ids = tokenizer(prompt, return_tensors="pt").input_ids
-        output = model.generate(ids, do_sample=True, top_k=50, temperature=0.8, max_new_tokens=60)
-        samples.append((prompt, tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)))
-    return samples
-
-
-def spam_results(model, tokenizer, test: Path) -> tuple[dict, list[tuple[str, str]]]:
-    """Metrics on the test messages, and samples."""
-    rows = [json.loads(line) for line in test.read_text(encoding="utf-8").split("\n") if line]
-    names = list(model.config.label2id)
-    scores = [[found[name] for name in names] for found in classify_text(model, tokenizer, [r["text"] for r in rows])]
-    predictions = torch.tensor(scores).argmax(-1)
-    references = [names.index(row["label"]) for row in rows]
-    metrics = classification_metrics(predictions, references, scores, label_names=names)
-    del metrics["confusion_matrix"]
-    answers = [next(iter(found.items())) for found in classify_text(model, tokenizer, MESSAGES)]
-    return metrics, list(zip(MESSAGES, [f"{label} {probability:.3f}" for label, probability in answers], strict=True))
-
-
-def assistant_results(model, tokenizer, test: Path) -> tuple[dict, list[tuple[str, str]]]:
-    """Metrics of the greedy answers to the instructions kept back, and the first of these answers."""
-    longest = model.config.n_positions - ANSWER_TOKENS
-    conversations, prompts = encode_prompts(tokenizer, read_instructions([str(test)]), longest)
-    answers = {}
-    for batch in batches_by_length([len(ids) for ids in prompts], 16):
-        responses = respond(
-            model, tokenizer, [prompts[row] for row in batch], max_new_tokens=ANSWER_TOKENS, do_sample=False
-        )
-        answers |= dict(zip(batch, responses, strict=True))
-    texts = [answers[row].text for row in range(len(prompts))]
-    metrics = reference_metrics(texts, [conversation.output for conversation in conversations])
-    metrics["perplexity_of_references"] = reference_loss(model, tokenizer, conversations).perplexity
-    metrics["answers_that_end"] = sum(answer.stopped for answer in answers.values()) / len(answers)
-    shown = conversations[:SHOWN_ANSWERS]
-    questions = [row.instruction + (f"\n{row.input}" if row.input else "") for row in shown]
-    return metrics, list(zip(questions, texts[:SHOWN_ANSWERS], strict=True))
+    for text, found in zip(MESSAGES, classify_text(model, tokenizer, MESSAGES), strict=True):
+        label, probability = next(iter(found.items()))
+        samples.append((text, f"{label if probability >= model.config.unsure_below else 'unsure'} {probability:.3f}"))
+    return metrics, samples
 
 
 def record(target: Path, **results: object) -> None:
@@ -202,22 +245,6 @@ def record(target: Path, **results: object) -> None:
     file = target / "run.json"
     run = json.loads(file.read_text()) | results
     file.write_text(json.dumps(run, indent=1, ensure_ascii=False) + "\n")
-
-
-def write_card(folder: Path, *commands: str) -> None:
-    is_adapter = (folder / "adapter_config.json").is_file()
-    config = json.loads((folder / ("adapter_config.json" if is_adapter else "config.json")).read_text())
-    run = json.loads((folder / "run.json").read_text())
-    about = ModelCardData(license="mit", library_name="peft" if is_adapter else "transformers", tags=["scratch_gpt2"])
-    steps = "\n".join(f"python examples/{command}" for command in commands)
-    notes = (
-        " The weights are stored in bfloat16, and are under this project's licence, MIT.\n\n"
-        f"## Data\n\n{DATA[folder.name]}\n\n"
-        f"## Commands\n\nFrom `space/make_checkpoints.py`, without the files; seed 42:\n\n```bash\n{steps}\n```"
-    )
-    plots = sorted(file.stem for file in folder.glob("*.png"))
-    card = render_card(about, name=folder.name, config=config, run=run, plots=plots, notes=notes)
-    card.save(folder / "README.md")
 
 
 if __name__ == "__main__":

@@ -60,12 +60,16 @@ def write_base_texts(folders: list[Path], output: Path) -> None:
 
 
 def read(folders: list[Path], name: str) -> str:
+    file = find(folders, name)
+    content = file.read_bytes()
+    return (lzma.decompress(content) if file.suffix == ".xz" else content).decode("utf-8")
+
+
+def find(folders: list[Path], name: str) -> Path:
     """Raises FileNotFoundError where no folder has the file, plain or compressed."""
-    for folder in folders:
-        if (folder / name).is_file():
-            return (folder / name).read_text(encoding="utf-8")
-        if (compressed := folder / f"{name}.xz").is_file():
-            return lzma.decompress(compressed.read_bytes()).decode("utf-8")
+    for file in (folder / (name + ending) for folder in folders for ending in ("", ".xz")):
+        if file.is_file():
+            return file
     raise FileNotFoundError(f"{name} is in none of {', '.join(map(str, folders))}, nor is {name}.xz.")
 
 

@@ -30,8 +30,9 @@ SMALL_TALK = {
                "how are you?", "hello, how are you?", "hi, how are you today?", "hello assistant",
                "hi! how is it going?", "good day", "hey, what's up?", "greetings"],
     WHO: ["who are you?", "what are you?", "what can you do?", "what is your name?", "are you a robot?",
-          "are you human?", "tell me about yourself", "what do you do?", "how can you help me?", "can you help me?", "are you an AI?",
-          "who made you?", "introduce yourself", "help", "what are you able to do?"],
+          "are you human?", "tell me about yourself", "what do you do?", "how can you help me?",
+          "can you help me?", "are you an AI?", "who made you?", "introduce yourself", "help",
+          "what are you able to do?"],
     WELCOME: ["thanks", "thank you", "thank you very much", "thanks a lot", "that was a nice story, thanks", "great"],
     GOODBYE: ["bye", "goodbye", "good night", "see you later", "bye bye"],
 }  # fmt: skip

@@ -1,0 +1,71 @@
+"""The cards of the Space's own models, written from their configuration, their run.json and the texts below."""
+
+import json
+from pathlib import Path
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from scratch_gpt2.hub.card import introduction, limits, training_section
+
+JOB = {
+    "base": "It continues stories for children. Give it a beginning such as `Once upon a time`.",
+    "assistant": """It tells a short story on request (about whom, with which words, with a happy or sad ending),
+continues a story, spells words, and gives plurals and common opposites. It greets, says what it is, and answers
+everything else with one sentence that says that it cannot. It holds no facts.""",
+    "spam": """It tells spam from other short messages, in the English of Britain, Singapore and India. Its
+probabilities are calibrated on the validation messages; below `unsure_below` of config.json a label should be shown
+as unsure.""",
+}
+DATA = {
+    "base": """- TinyStories (Eldan and Li 2023, arXiv:2305.07759; CDLA-Sharing-1.0): 11,162 stories, three times.
+- Fairy tales, fables and chapters of children's books in the public domain (FairytaleQA's stories, Apache-2.0; LCATS;
+  Project Gutenberg): those with simple words, 4.2 MB.
+- Dialogues of the Schema-Guided Dialogue data set (Rastogi et al. 2020; CC BY-SA 4.0): 2 MB.
+- English sentences of Tatoeba (tatoeba.org; CC BY 2.0 FR): 27,000, in groups of 20.
+
+Documents are separated by the end-of-text token. Held out: the validation file of TinyStories, The Princess and Curdie
+and 18 fairy tales, and the dialogues' dev set. None of the data is in this repository.""",
+    "assistant": """Made by `space/make_instructions.py` from TinyStories (CDLA-Sharing-1.0), a set of spellings
+(`erikhyrkas/snakes`, MIT) and the instruction data of "Build a Large Language Model (From Scratch)" (Raschka,
+Apache-2.0); and, only as questions to decline, databricks-dolly-15k (CC BY-SA 3.0), the tasks of Self-Instruct
+(Apache-2.0), CommonsenseQA (MIT), OpenBookQA (Apache-2.0) and ARC (CC BY-SA 4.0). The test asks for stories of the
+validation file of TinyStories, for names that no story has, and for words that were not trained; only the opposites
+are trained ones in another wording. None of the data is in this repository.""",
+    "spam": """The SMS Spam Collection v.1 (Almeida, Gómez Hidalgo and Yamakami, DocEng 2011), provided by its authors
+free and without warranty, and half of the messages of `junioralive/india-spam-sms-classification` (MIT). Duplicates
+were removed before either was split (seed 42). Three in ten training messages are in upper case, in lower case, or
+without digits or links. None of the data is in this repository.""",
+}
+
+
+def write_card(folder: Path, *commands: str) -> None:
+    name = folder.name
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    about = ModelCardData(license="mit", library_name="transformers", tags=["scratch_gpt2"])
+    steps = "\n".join(f"python examples/{command}" for command in commands)
+    parts = [
+        f"# {name}",
+        introduction(config, None, is_adapter=False)
+        + " The weights are stored in bfloat16, and are under this project's licence, MIT.",
+        JOB[name],
+        f"## Data\n\n{DATA[name]}",
+        f"## Commands\n\nFrom `space/make_checkpoints.py`, without the files; seed 42:\n\n```bash\n{steps}\n```",
+        *training_section(run),
+        *comparison(run),
+        "\n".join(f"![{file.stem}]({file.name})" for file in sorted(folder.glob("*.png"))),
+        limits(config, run),
+    ]
+    card = ModelCard(f"---\n{about.to_yaml()}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n")
+    card.save(folder / "README.md")
+
+
+def comparison(run: dict) -> list[str]:
+    """A table for each of the models that `compared` in run.json tells of, on the same data."""
+    tables = []
+    for name, metrics in run.get("compared", {}).items():
+        rows = "\n".join(
+            f"| {metric} | {run['metrics'][metric]:.4f} | {value:.4f} |" for metric, value in metrics.items()
+        )
+        tables.append(f"Beside {name}:\n\n| metric | this model | {name} |\n| --- | ---: | ---: |\n{rows}")
+    return ["## Compared\n\n" + "\n\n".join(tables)] if tables else []
