@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from cards import write_card
 from make_data import SEPARATOR, documents, find
-from make_messages import SPAM, filter_metrics, join_corpora, train_tfidf
+from make_messages import SPAM, filter_metrics, join_corpora, tfidf_metrics
 from measures import answer_rows, assistant_metrics, bits_per_byte, question, stories
 from models import Checkpoints
 from safetensors.torch import load_file, save_file
@@ -131,7 +131,7 @@ def make_spam(data: list[Path], work: Path) -> None:
     joined = join_corpora(*map(str, files))
     model, tokenizer = calibrated(target, joined.splits["validation"])
     metrics, samples = spam_results(model, tokenizer, joined.splits["test"])
-    compared = {"TF-IDF and logistic regression": filter_metrics(train_tfidf(joined), joined.splits["test"])}
+    compared = {"TF-IDF and logistic regression": tfidf_metrics(joined)}
     record(target, split="test", metrics=metrics, samples=samples, compared=compared)
     write_card(target, f"pretrain.py {ADAPTED}", f"classify.py {FILTER}")
 

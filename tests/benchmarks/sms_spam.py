@@ -9,6 +9,13 @@ Settings: `balanced` is the tutorials' (747 messages of either kind, duplicates 
 duplicates. Each seed makes a split of its own (70/10/20), draws its own head and its own order of batches. The epoch
 with the lowest validation loss (`--best_by f1`: with the highest F1 there) is tested, once. All runs in one process.
 
+`--india` asks for two countries: trained on the SMS Spam Collection and on half of the Indian messages (`--train_on`:
+on one of them only), tested on held-out messages of either, also in upper and in lower case, without digits and
+without links. `--model space/checkpoints/base --layers 3` is the filter of the Space:
+
+    python tests/benchmarks/sms_spam.py --sms SMSSpamCollection --india india.tsv --model space/checkpoints/base \\
+        --layers 3 --train all --learning_rate 1e-4 --adapt_epochs 2 --epochs 4 --best_by f1 --group_by_length
+
 `--adapt_epochs` first trains the base as a language model on the training messages of the split, and on no others
 (ULMFiT's second stage, Howard and Ruder 2018, arXiv:1801.06146, section 3.2).
 """
@@ -22,12 +29,26 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "space"))
+
 METRICS = ("accuracy", "precision", "recall", "f1", "roc_auc")
 SETTINGS = {"balanced": {"balance_labels": True, "keep_duplicates": True}, "full": {}}
+TRAIN_ON = {"both": ("sms", "india"), "sms": ("sms",), "india": ("india",)}
 
 
-def adapt(texts: list[str], args, seed: int, folder: str) -> str:
-    """Train the base as a language model on `texts`, each by itself, for `args.adapt_epochs`; return its folder."""
+def first_layers(args, folder: str) -> str:
+    """Folder with the first `args.layers` blocks of the base."""
+    from scratch_gpt2 import ScratchGPT2ForCausalLM, load_tokenizer
+
+    ScratchGPT2ForCausalLM.from_pretrained(args.model, n_layer=args.layers).save_pretrained(folder)
+    load_tokenizer(args.model).save_pretrained(folder)
+    return folder
+
+
+def adapt(base: str, texts: list[str], args, seed: int, folder: str) -> str:
+    """Train `base` as a language model on `texts`, each by itself, for `args.adapt_epochs`; return its folder."""
     from transformers import Trainer, set_seed
 
     from scratch_gpt2 import load_tokenizer
@@ -36,14 +57,14 @@ def adapt(texts: list[str], args, seed: int, folder: str) -> str:
     from scratch_gpt2.training.start import model_to_continue
 
     set_seed(seed)
-    tokenizer = load_tokenizer(args.model)
+    tokenizer = load_tokenizer(base)
     encoded = tokenizer(texts, split_special_tokens=True, verbose=False)["input_ids"]
     documents = [[*ids[: args.max_length], tokenizer.eos_token_id] for ids in encoded]
     options = {"report_to": "none", "disable_tqdm": True, "seed": seed, "num_train_epochs": args.adapt_epochs}
     options |= {"learning_rate": args.adapt_learning_rate, "lr_scheduler_type": "cosine", "warmup_steps": 0.1}
     options |= {"eval_strategy": "no", "save_strategy": "no", "logging_strategy": "no", "weight_decay": 0.1}
     trainer = Trainer(
-        model_to_continue(args.model),
+        model_to_continue(base),
         RecipeArguments(folder, **options, per_device_train_batch_size=4),
         train_dataset=pack([{"input_ids": ids, "labels": ids} for ids in documents], 512),
         data_collator=PackingCollator(tokenizer.pad_token_id),
@@ -54,7 +75,8 @@ def adapt(texts: list[str], args, seed: int, folder: str) -> str:
     return folder
 
 
-def train_gpt2(data, args, seed: int, folder: str) -> dict:
+def train_gpt2(data, args, seed: int, folder: str):
+    """The trainer of the finished classifier."""
     from transformers import set_seed
 
     from scratch_gpt2 import load_tokenizer
@@ -64,9 +86,9 @@ def train_gpt2(data, args, seed: int, folder: str) -> dict:
     from scratch_gpt2.training.recipes import CLASSIFICATION_LEARNING_RATES, ClassificationArguments
     from scratch_gpt2.training.trunk_cache import CACHED_PARTS
 
-    base = args.model
+    base = args.model if args.layers is None else first_layers(args, str(Path(folder, "first")))
     if args.adapt_epochs:
-        base = adapt([row["text"] for row in data.splits["train"]], args, seed, str(Path(folder, "adapted")))
+        base = adapt(base, [row["text"] for row in data.splits["train"]], args, seed, str(Path(folder, "adapted")))
     set_seed(seed)
     tokenizer = load_tokenizer(base)
     model = load_classifier(base, data.label_names, tokenizer, args.dropout)
@@ -92,30 +114,33 @@ def train_gpt2(data, args, seed: int, folder: str) -> dict:
         if "eval_loss" in entry:
             numbers = " ".join(f"{name} {entry[f'eval_{name}']:.4f}" for name in ("loss", "accuracy", "f1"))
             print(f"  epoch {entry['epoch']:.0f}, validation: {numbers}", file=sys.stderr)
-    metrics = trainer.predict(trainer.test_rows).metrics
-    return {name: metrics[f"test_{name}"] for name in METRICS}
+    return trainer
 
 
-def train_tfidf(data) -> dict:
-    """The baseline that an honest reader asks for: words and pairs of words, and scikit-learn's defaults otherwise."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
+def gpt2_metrics(trainer, data, args) -> dict:
+    if args.india is None:
+        metrics = trainer.predict(trainer.test_rows).metrics
+        return {name: metrics[f"test_{name}"] for name in METRICS}
+    from make_messages import SPAM, filter_metrics
+
+    from scratch_gpt2.prediction import classify_text
+
+    def spam_probabilities(texts: list[str]) -> np.ndarray:
+        return np.array([found[SPAM] for found in classify_text(trainer.model, trainer.processing_class, texts, 64)])
+
+    return filter_metrics(spam_probabilities, data.splits["test"])
+
+
+def tfidf_metrics(data, args) -> dict:
+    import make_messages
 
     from scratch_gpt2.evaluation.metrics import classification_metrics
 
-    texts, labels = (
-        {name: [row[key] for row in rows] for name, rows in data.splits.items()} for key in ("text", "label")
-    )
-    candidates = []  # as the GPT-2's epoch, the strength of the regularisation is chosen on the validation rows
-    for strength in (1.0, 10.0, 100.0, 1000.0):
-        model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(C=strength, max_iter=2000))
-        model.fit(texts["train"], labels["train"])
-        candidates.append((model.score(texts["validation"], labels["validation"]), -strength, model))
-    model = max(candidates, key=lambda candidate: candidate[:2])[2]
-    probabilities = model.predict_log_proba(texts["test"])
-    ids = {label: number for number, label in enumerate(data.label_names)}
-    references = [ids[label] for label in labels["test"]]
+    if args.india is not None:
+        return make_messages.tfidf_metrics(data)
+    model = make_messages.fit_tfidf(data)
+    probabilities = model.predict_log_proba([row["text"] for row in data.splits["test"]])
+    references = [data.label_names.index(row["label"]) for row in data.splits["test"]]
     metrics = classification_metrics(probabilities.argmax(-1), references, probabilities, label_names=data.label_names)
     return {name: metrics[name] for name in METRICS}
 
@@ -123,27 +148,37 @@ def train_tfidf(data) -> dict:
 def mean_and_deviation(results: list[dict]) -> dict[str, tuple[float, float]]:
     """Standard deviation of a sample (divided by n - 1); 0 for a single seed."""
     summary = {}
-    for name in METRICS:
+    for name in results[0]:
         values = [result[name] for result in results]
         summary[name] = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
     return summary
 
 
-def measure(args, setting: str) -> dict[str, list[dict]]:
+def read_data(args, setting: str, seed: int):
+    from make_messages import join_corpora
+
     from scratch_gpt2.data.text_classification import prepare, read_labelled_text
 
-    rows = read_labelled_text(args.sms)
+    if args.india is not None:
+        return join_corpora(args.sms, args.india, seed, TRAIN_ON[setting])
+    return prepare(read_labelled_text(args.sms), args.sms, seed, unescape_entities=True, **SETTINGS[setting])
+
+
+def measure(args, setting: str) -> dict[str, list[dict]]:
+    from make_messages import with_variants
+
     results = {"gpt2": [], "tfidf": []}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         start = time.perf_counter()
-        data = prepare(rows, args.sms, seed, unescape_entities=True, **SETTINGS[setting])
-        results["tfidf"].append(train_tfidf(data))
+        data = read_data(args, setting, seed)
+        results["tfidf"].append(tfidf_metrics(data, args))
         if args.model:
             with tempfile.TemporaryDirectory() as folder:
-                results["gpt2"].append(train_gpt2(data, args, seed, folder))
+                trained_on = data if args.india is None else with_variants(data)
+                results["gpt2"].append(gpt2_metrics(train_gpt2(trained_on, args, seed, folder), data, args))
         for name, runs in results.items():
             if runs:
-                numbers = ", ".join(f"{metric} {runs[-1][metric]:.4f}" for metric in METRICS)
+                numbers = ", ".join(f"{metric} {value:.4f}" for metric, value in runs[-1].items())
                 print(f"{setting}, seed {seed}, {name}: {numbers}", file=sys.stderr)
         print(f"{time.perf_counter() - start:.0f} s", file=sys.stderr)
     return {name: runs for name, runs in results.items() if runs}
@@ -152,7 +187,10 @@ def measure(args, setting: str) -> dict[str, list[dict]]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sms", required=True, help="the SMS Spam Collection, label<TAB>text")
+    parser.add_argument("--india", help="a second corpus, label<TAB>text")
+    parser.add_argument("--train_on", choices=list(TRAIN_ON), default="both", help="with --india: which corpora")
     parser.add_argument("--model", help="base to start from, folder or Hub id; without it, only the baseline")
+    parser.add_argument("--layers", type=int, help="of the base, from the first on; by default all")
     parser.add_argument("--setting", choices=[*SETTINGS, "both"], default="both")
     parser.add_argument("--train", choices=["head", "last_block", "all", "lora"], default="last_block")
     parser.add_argument("--seeds", type=int, default=5)
@@ -174,13 +212,13 @@ def main():
 
         torch.set_num_threads(args.threads)
     settings = list(SETTINGS) if args.setting == "both" else [args.setting]
+    settings = settings if args.india is None else [args.train_on]
     results = {setting: measure(args, setting) for setting in settings}
-    print(f"{'':<18}" + "".join(f"{name:>19}" for name in METRICS))
     for setting, by_model in results.items():
         for name, runs in by_model.items():
-            summary = mean_and_deviation(runs)
-            cells = "".join(f"{mean:>11.4f} ±{deviation:.4f}" for mean, deviation in summary.values())
-            print(f"{setting + ' ' + name:<18}{cells}")
+            print(f"{setting} {name}")
+            for metric, (mean, deviation) in mean_and_deviation(runs).items():
+                print(f"  {metric:<28}{mean:.4f} ±{deviation:.4f}")
     if args.json:
         unfinished = f"{args.json}.tmp"
         Path(unfinished).write_text(json.dumps({"settings": vars(args), "results": results}, indent=1) + "\n")
