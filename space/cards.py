@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCardData
 
-from scratch_gpt2.hub.card import introduction, limits, training_section
+from scratch_gpt2.hub.card import render_card
 
 JOB = {
     "base": "It continues stories for children. Give it a beginning such as `Once upon a time`.",
@@ -39,24 +39,18 @@ without digits or links. None of the data is in this repository.""",
 
 
 def write_card(folder: Path, *commands: str) -> None:
-    name = folder.name
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     about = ModelCardData(license="mit", library_name="transformers", tags=["scratch_gpt2"])
     steps = "\n".join(f"python examples/{command}" for command in commands)
-    parts = [
-        f"# {name}",
-        introduction(config, None, is_adapter=False)
-        + " The weights are stored in bfloat16, and are under this project's licence, MIT.",
-        JOB[name],
-        f"## Data\n\n{DATA[name]}",
+    notes = [
+        JOB[folder.name] + " The weights are stored in bfloat16, and are under this project's licence, MIT.",
+        f"## Data\n\n{DATA[folder.name]}",
         f"## Commands\n\nFrom `space/make_checkpoints.py`, without the files; seed 42:\n\n```bash\n{steps}\n```",
-        *training_section(run),
         *comparison(run),
-        "\n".join(f"![{file.stem}]({file.name})" for file in sorted(folder.glob("*.png"))),
-        limits(config, run),
     ]
-    card = ModelCard(f"---\n{about.to_yaml()}\n---\n\n" + "\n\n".join(part for part in parts if part) + "\n")
+    plots = sorted(file.stem for file in folder.glob("*.png"))
+    card = render_card(about, name=folder.name, config=config, run=run, plots=plots, notes="\n\n" + "\n\n".join(notes))
     card.save(folder / "README.md")
 
 

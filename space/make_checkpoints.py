@@ -55,8 +55,8 @@ ADAPTED = (
     "--save_steps 30 --save_total_limit 1 --sample_steps 0 --use_cpu"
 )
 FILTER = (
-    "--train all --learning_rate 1e-4 --num_train_epochs 4 --metric_for_best_model f1 --max_length 128 "
-    "--train_sampling_strategy group_by_length --use_cpu"
+    "--train all --learning_rate 2e-4 --per_device_train_batch_size 16 --num_train_epochs 4 --max_length 128 "
+    "--metric_for_best_model f1 --train_sampling_strategy group_by_length --use_cpu"
 )
 # A label is shown as unsure below the lowest of these at which 99% of the validation messages above are right.
 CONFIDENCES, WANTED_ACCURACY = (0.6, 0.7, 0.8, 0.9, 0.95, 0.99), 0.99
@@ -166,8 +166,9 @@ def run_script(script: Path, recipe: str, *arguments: str | Path) -> None:
 
 
 def keep_model(run: Path, target: Path, *names: str) -> None:
-    """The finished model in bfloat16, its tokenizer, run.json and the files called `names`."""
-    target.mkdir(parents=True, exist_ok=True)
+    """The finished model in bfloat16, its tokenizer, run.json and the files called `names`; what was there goes."""
+    shutil.rmtree(target, ignore_errors=True)
+    target.mkdir(parents=True)
     for name in (*TOKENIZER, "run.json", *names):
         shutil.copyfile(run / name, target / name)
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(run / "model.safetensors").items()}
