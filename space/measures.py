@@ -83,6 +83,14 @@ def answer_rows(model, tokenizer, rows: list[dict]) -> list[Answered]:
     return answered
 
 
+def likeliest(model, tokenizer, questions: Iterable[str]) -> list[tuple[str, str]]:
+    """Each question with the likeliest answer, for a card."""
+    questions = list(questions)
+    prompts = [encode_prompt(tokenizer, [{"role": "user", "content": text}]) for text in questions]
+    found = answer(model, tokenizer, prompts, do_sample=False, max_new_tokens=300)
+    return [(text, response.text) for text, response in zip(questions, found, strict=True)]
+
+
 def question(row: dict) -> str:
     return f"{row['instruction']}\n\n### Input:\n{row['input']}" if row["input"] else row["instruction"]
 
