@@ -3,7 +3,7 @@
     python space/make_checkpoints.py --data data data/more
 
 `--data` names the folders with the data sets that make_data.py, make_instructions.py and make_messages.py read. The
-base takes 2.8 s of one core's time a step. Started again, everything goes on where it was stopped; with fewer
+base takes 2.8 s of one core's time a step. Started again, it continues where it was stopped; with fewer
 `--base_steps` than before, the learning rate of the base falls to zero in what remains. Needs examples/ beside this
 folder.
 """

@@ -46,7 +46,7 @@ def metrics_with(name: str, metric: str) -> dict:
     """The metrics on a model's card; the test is skipped for a model that was made before `metric` was measured."""
     metrics = recorded(name)["metrics"]
     if metric not in metrics:
-        pytest.skip(f"the card of {name} does not tell {metric}: make it anew with space/make_checkpoints.py")
+        pytest.skip(f"the card of {name} does not tell {metric}: make it again with space/make_checkpoints.py")
     return metrics
 
 
@@ -124,7 +124,7 @@ def test_the_assistant_answers_as_its_card_says(checkpoints):
 
 
 def test_the_filter_is_as_accurate_as_its_card_says(checkpoints, sms_and_india):
-    """On the SMS Spam Collection as it was sent. The messages are not in the repository and are prepared anew."""
+    """On the SMS Spam Collection as it was sent. The messages are not in the repository and are prepared again."""
     model, tokenizer = checkpoints.load("spam", ScratchGPT2ForSequenceClassification)
     rows = [row for row in sms_and_india if row["corpus"] == "sms"]
     measured = filter_metrics(lambda texts: spam_probabilities(model, tokenizer, texts), rows, ("as_sent",))
