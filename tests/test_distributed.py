@@ -31,6 +31,7 @@ pytestmark = pytest.mark.xdist_group("distributed")  # one worker: the fixtures 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONFIGS = REPOSITORY / "examples" / "accelerate"
 OPTIMIZERS = ("adamw", "muon")
+EVALUATED_ROWS = (1, 2, 3, 5, 7, 16)
 
 
 class CountingTokenizer:
@@ -60,6 +61,12 @@ def arguments_for_sharding(*args, **kwargs):
     return arguments
 
 
+def evaluation(trainer, rows):
+    """With batches of 2 in each process, whose last ones are filled up unless `rows` is a multiple of 4."""
+    trainer.args.per_device_eval_batch_size = 2
+    return trainer.evaluate(trainer.train_dataset[:rows])["eval_loss"]
+
+
 def work(kind, folder):
     """What each of the two processes runs."""
     if kind == "fsdp2":
@@ -68,7 +75,9 @@ def work(kind, folder):
         trainer = train(folder / optimizer, optimizer, passes=1)
         assert trainer.args.world_size == 2 and trainer.is_fsdp_enabled == (kind == "fsdp2")
     resumed = train(folder / "muon", "muon", passes=1, resume_from_checkpoint=folder / "muon" / "checkpoint-3")
+    evaluated = {rows: evaluation(trainer, rows) for rows in EVALUATED_ROWS}
     if trainer.is_world_process_zero():
+        (folder / "evaluated.json").write_text(json.dumps(evaluated))
         (folder / "resumed.json").write_text(json.dumps([history(trainer), history(resumed)]))
     trainer.accelerator.end_training()
 
@@ -118,6 +127,18 @@ def test_same_losses_as_one_process(alone, together, optimizer, tolerance):
 def test_resume_is_the_same_run(together):
     straight, resumed = json.loads((together / "resumed.json").read_text())
     assert len(straight) == 6 and resumed == straight
+
+
+def test_evaluation_counts_every_row_once(together, tmp_path):
+    """The rows that fill up the last batches count neither in the loss nor in the number of tokens."""
+    evaluated = json.loads((together / "evaluated.json").read_text())
+    model = ScratchGPT2ForCausalLM.from_pretrained(newest_intact_checkpoint(together / "muon"))
+    data = make_trainer(tmp_path, rows=16).train_dataset
+    for rows in EVALUATED_ROWS:
+        ids = torch.stack([row["input_ids"] for row in data[:rows]])
+        with torch.no_grad():
+            expected = model(ids, labels=ids).loss.item()
+        assert evaluated[str(rows)] == pytest.approx(expected, rel=1e-5), rows
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
