@@ -27,7 +27,7 @@ def quantized_base(name: str, compute_dtype: torch.dtype, dropout: float = 0.0) 
     Raises ImportError without bitsandbytes.
     """
     try:
-        import bitsandbytes  # noqa: F401
+        import bitsandbytes
     except ImportError as error:
         raise ImportError("--qlora needs bitsandbytes: pip install bitsandbytes.") from error
     quantization = BitsAndBytesConfig(
@@ -37,9 +37,14 @@ def quantized_base(name: str, compute_dtype: torch.dtype, dropout: float = 0.0) 
         bnb_4bit_compute_dtype=compute_dtype,
     )
     dropouts = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout)
-    return ScratchGPT2ForCausalLM.from_pretrained(
+    model = ScratchGPT2ForCausalLM.from_pretrained(
         name, dtype=torch.float32, quantization_config=quantization, **dropouts
     )
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            # On a CPU with AVX512-BF16, an evaluation would repack the weight for a kernel without gradients.
+            module.support_avx512bf16_for_cpu = False
+    return model
 
 
 def encode_part(
