@@ -33,9 +33,10 @@ DOCUMENTS = {
 SMOKE = {
     "examples/quickstart.py": "--smoke",
     "examples/pretrain.py": "--max_steps 2 --eval_steps 2 --tokens_per_step 1024 --n_layer 1 --n_embd 32 --n_head 2 "
-    "--n_positions 128 --eval_tokens 128 --sample_steps 0 --per_device_train_batch_size 2",
-    "examples/classify.py --data": "--num_train_epochs 1",
-    "examples/sft.py": "--max_steps 2 --eval_steps 2 --save_steps 2 --samples 1",
+    "--n_positions 128 --eval_tokens 128 --sample_steps 0 --per_device_train_batch_size 2 --overwrite",
+    # Two documents may write into the same folder.
+    "examples/classify.py --data": "--num_train_epochs 1 --overwrite",
+    "examples/sft.py": "--max_steps 2 --eval_steps 2 --save_steps 2 --samples 1 --overwrite",
     "examples/respond.py": "--max_new_tokens 4",
     "examples/compare_models.py": "--smoke",
 }
@@ -88,7 +89,7 @@ def test_make_runs_what_the_readme_says(workplace):
     demo = shell("make --dry-run demo", workplace).stdout
     assert demo.splitlines()[-1].endswith(".venv/bin/python space/app.py")
     quickstart = shell("make --dry-run quickstart", workplace).stdout
-    assert quickstart.splitlines()[-1].endswith(".venv/bin/python examples/quickstart.py")
+    assert quickstart.splitlines()[-1].endswith(".venv/bin/python examples/quickstart.py --overwrite")
     test = shell("make --dry-run test", workplace).stdout.splitlines()
     assert test[-3:] == [
         ".venv/bin/ruff check .",
