@@ -22,9 +22,8 @@ from dataclasses import asdict, dataclass, field
 
 from accelerate import PartialState
 
-from scratch_gpt2.cli import offline_unless_hub_answers, parse_arguments, run_main
+from scratch_gpt2.cli import parse_arguments, run_main
 from scratch_gpt2.evaluation.hellaswag import (
-    DATA_SET,
     PROTOCOLS,
     HellaSwagResult,
     check_fits,
@@ -103,10 +102,7 @@ def check(arguments: Arguments) -> None:
 
 
 def read_examples(data: str | None):
-    if data is not None:
-        return read_hellaswag(data)
-    offline_unless_hub_answers(DATA_SET)
-    return load_hellaswag()
+    return load_hellaswag() if data is None else read_hellaswag(data)
 
 
 def report(protocol: str, result: HellaSwagResult) -> None:

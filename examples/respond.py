@@ -23,7 +23,7 @@ from accelerate import PartialState
 from tqdm.auto import tqdm
 from transformers import set_seed
 
-from scratch_gpt2.cli import offline_unless_hub_answers, parse_arguments, run_main
+from scratch_gpt2.cli import parse_arguments, run_main
 from scratch_gpt2.data.instructions import Conversation, read_instructions
 from scratch_gpt2.evaluation.models import is_first_process, load_causal_lm, load_tokenizer_of
 from scratch_gpt2.evaluation.progress import ProgressFile, digest
@@ -66,8 +66,6 @@ def main() -> None:
     if not is_first_process():
         return
     check(arguments)
-    for name in arguments.data:
-        offline_unless_hub_answers(name)
     conversations = read_instructions(arguments.data, arguments.max_rows)
     tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else load_tokenizer_of(arguments.model)
     model = load_causal_lm(arguments.model).to(PartialState().device)

@@ -39,7 +39,7 @@ from accelerate import PartialState
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from scratch_gpt2 import ScratchGPT2Config
-from scratch_gpt2.cli import given_options, offline_unless_hub_answers, parse_arguments, run_main
+from scratch_gpt2.cli import given_options, parse_arguments, run_main
 from scratch_gpt2.data.collators import PackingCollator, PaddingCollator, Row
 from scratch_gpt2.data.instructions import Conversation, encode_prompt, read_instructions, show_mask, split
 from scratch_gpt2.evaluation.perplexity import exponential
@@ -240,8 +240,6 @@ def read_parts(data_args: DataArguments, seed: int) -> tuple[list[Conversation],
     """The conversations for training, validation and test."""
     if data_args.data is None:
         raise ValueError("--data is missing: give .json or .jsonl files or a data set of the Hub, or try --smoke.")
-    for name in data_args.data:
-        offline_unless_hub_answers(name)
     conversations = read_instructions(data_args.data, max_rows=data_args.max_rows)
     fractions = (1 - data_args.validation - data_args.test, data_args.validation, data_args.test)
     return split(conversations, seed=seed, fractions=fractions)
@@ -354,7 +352,6 @@ def main() -> None:
         with args.main_process_first(desc="data"):
             model_args.model, data_args.data = make_smoke_files(Path(args.output_dir))
     check_push(args, base_of_adapter=model_args.model if model_args.adapts and not model_args.merge else None)
-    offline_unless_hub_answers(model_args.model)
     train, validation, test = read_parts(data_args, seed=args.seed)
     tokenizer = load_tokenizer(model_args.tokenizer or model_args.model)
     model = load_trained(model_args, args)

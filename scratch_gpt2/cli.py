@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import constants, get_session
 from transformers import HfArgumentParser
 
 from .command_help import format_help, option_names, unknown_option
@@ -165,16 +164,3 @@ def run_main(main: Callable[[], object]) -> None:
     except (OSError, ValueError, ImportError) as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)
-
-
-def offline_unless_hub_answers(name_or_path: str) -> None:
-    """For a Hub id: if the Hub does not answer, look only into the local cache, as HF_HUB_OFFLINE=1 does.
-
-    Otherwise the client tries again and again for most of a minute.
-    """
-    if os.path.exists(name_or_path):
-        return
-    try:
-        get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # the types depend on huggingface_hub's HTTP library
-        constants.HF_HUB_OFFLINE = True

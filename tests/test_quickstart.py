@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from scratch_gpt2.cli import offline_unless_hub_answers, run_main
+from scratch_gpt2.cli import run_main
 from scratch_gpt2.data.python_text import python_documents, read_docstrings
 from scratch_gpt2.training.plots import plot_history
 
@@ -252,14 +251,6 @@ class TestPlots:
 
 
 class TestCommandLine:
-    def test_hub_that_does_not_answer_means_offline(self, monkeypatch):
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-        offline_unless_hub_answers(str(EXAMPLES))
-        assert constants.HF_HUB_OFFLINE is False  # a folder needs no Hub
-        offline_unless_hub_answers("openai-community/gpt2")
-        assert constants.HF_HUB_OFFLINE is True
-
     def test_interruption_ends_in_one_line(self, capsys):
         def interrupted():
             raise KeyboardInterrupt

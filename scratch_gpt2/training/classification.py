@@ -18,8 +18,10 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from ..checkpoint_files import is_foreign_checkpoint
 from ..configuration_scratch_gpt2 import ScratchGPT2Config
 from ..data.text_classification import PreparedClassification, class_weights
+from ..evaluation.models import find_revision, is_classifier
 from ..heads_scratch_gpt2 import ScratchGPT2ForSequenceClassification
 from ..tokenization import encode_texts
 from .trainer import PushingTrainer
@@ -90,13 +92,16 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, model: ScratchGPT2ForSeque
 
 
 def head_labels(name: str) -> list[str] | None:
-    """The labels of a classifier's head in the order of their ids; `None` for a checkpoint without such a head."""
-    if os.path.exists(name) and not Path(name, "config.json").is_file():
-        return None  # nanoGPT's and OpenAI's TensorFlow format hold language models only
-    config = AutoConfig.from_pretrained(name)
-    if not any(architecture.endswith("ForSequenceClassification") for architecture in config.architectures or []):
-        return None
-    return [config.id2label[number] for number in sorted(config.id2label)]
+    """The labels of a classifier's head in the order of their ids; `None` for a checkpoint without such a head.
+
+    Raises FileNotFoundError for a checkpoint that is neither local nor on the Hub.
+    """
+    hub = find_revision(name)
+    if is_classifier(name, hub):
+        config = AutoConfig.from_pretrained(name, **hub)
+        return [config.id2label[number] for number in sorted(config.id2label)]
+    is_foreign_checkpoint(name, hub)  # raises where there is none at all
+    return None
 
 
 def encode_rows(
