@@ -1,4 +1,4 @@
-"""Every argument of transformers' TrainingArguments works in classify.py and sft.py, or is refused in one sentence
+"""Every argument of transformers' TrainingArguments works in the training scripts, or is refused in one sentence
 before the training. A new argument of a later transformers fails the first test until it is sorted into a group."""
 
 import dataclasses
@@ -12,7 +12,7 @@ import test_classify
 import test_sft
 from transformers import TrainingArguments
 
-from scratch_gpt2.training.recipes import ClassificationArguments, InstructionArguments
+from scratch_gpt2.training.recipes import ClassificationArguments, InstructionArguments, PretrainingArguments
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
@@ -131,26 +131,37 @@ REFUSED = [
     ({"num_train_epochs": -1}, r"num_train_epochs is -1"),
     ({"learning_rate": -1}, r"learning_rate is -1"),
     ({"learning_rate": "nan"}, r"learning_rate is nan"),
-    ({"dataloader_drop_last": True, "per_device_train_batch_size": 99}, r"drops all \d+ training rows"),
     ({"eval_strategy": "no"}, r"requires the save and eval strategy to match"),
     ({"dataloader_prefetch_factor": 2}, r"dataloader_num_workers > 0"),
     ({"tf32": True}, r"tf32"),
 ]
+TOO_FEW_ROWS = {"dataloader_drop_last": True, "per_device_train_batch_size": 99}
 REFUSED_BY = {
     "classify": [
+        (TOO_FEW_ROWS, r"drops all \d+ training rows"),
         ({"prediction_loss_only": True}, r"--prediction_loss_only leaves no predictions"),
         ({"activation_checkpointing": True}, r"--activation_checkpointing needs the blocks .*--no_cache_trunk"),
         ({"gradient_checkpointing": True}, r"--activation_checkpointing needs the blocks .*--no_cache_trunk"),
         ({"neftune_noise_alpha": 5}, r"--neftune_noise_alpha needs the blocks .*--no_cache_trunk"),
     ],
-    "sft": [({"metric_for_best_model": "accuracy"}, r"metric_for_best_model is 'accuracy'; choose one of loss")],
+    "sft": [
+        (TOO_FEW_ROWS, r"drops all \d+ training rows"),
+        ({"metric_for_best_model": "accuracy"}, r"metric_for_best_model is 'accuracy'; choose one of loss"),
+    ],
+    "pretrain": [
+        (TOO_FEW_ROWS, r"tokens_per_step is 96, which is not a multiple of the 1584 tokens of one pass"),
+        ({"gradient_accumulation_steps": 3}, r"gradient_accumulation_steps"),
+    ],
 }
+# A small model and steps of 6 rows, which is what the batches of the first group add up to.
+PRETRAINING = {"vocab_size": 300, "n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 16, "eval_tokens": 64}
+PRETRAINING |= {"tokens_per_step": 96, "per_device_train_batch_size": 6, "sample_steps": 0}
 # Needs a GPU, another package, the network or several processes; tested elsewhere or not ours.
-ELSEWHERE = {"bf16", "fp16", "torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel"}
-ELSEWHERE |= {"liger_kernel_config", "optim_target_modules", "accelerator_config", "parallelism_config", "ddp_backend"}
-ELSEWHERE |= {"fsdp", "fsdp_config", "deepspeed", "debug", "local_rank", "push_to_hub", "hub_token", "hub_model_id"}
-ELSEWHERE |= {"hub_private_repo", "hub_revision", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"}
-ELSEWHERE |= {
+NOT_TRIED = {"bf16", "fp16", "torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel"}
+NOT_TRIED |= {"liger_kernel_config", "optim_target_modules", "accelerator_config", "parallelism_config", "ddp_backend"}
+NOT_TRIED |= {"fsdp", "fsdp_config", "deepspeed", "debug", "local_rank", "push_to_hub", "hub_token", "hub_model_id"}
+NOT_TRIED |= {"hub_private_repo", "hub_revision", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"}
+NOT_TRIED |= {
     "do_train",
     "do_eval",
     "do_predict",
@@ -167,9 +178,12 @@ def bases(tmp_path_factory):
     test_classify.make_inputs(folder)
     test_sft.make_files(folder / "sft")
     rows = {"validation": 0.2, "test": 0.2, "samples": 0, "eval_steps": 2, "save_steps": 2}
+    text = folder / "text.txt"
+    text.write_text("One fine day, a dog ran home. " * 40)
     return {
         "classify": {"data": folder / "data", "model": folder / "base"},
         "sft": {"data": folder / "sft" / "rows.json", "model": folder / "sft" / "base"} | rows,
+        "pretrain": PRETRAINING | {"data": text},
     }
 
 
@@ -187,28 +201,30 @@ def run(script, base, options, output_dir):
 
 def test_every_argument_is_in_a_group():
     refused = [options for group in (REFUSED, *REFUSED_BY.values()) for options, _ in group]
-    known = {name for options in (*ACCEPTED, WITHOUT_CACHE, *refused) for name in options} | ELSEWHERE
+    known = {name for options in (*ACCEPTED, WITHOUT_CACHE, *refused) for name in options} | NOT_TRIED
     assert {field.name for field in dataclasses.fields(TrainingArguments)} == known
-    for recipe in (ClassificationArguments, InstructionArguments):
+    for recipe in (ClassificationArguments, InstructionArguments, PretrainingArguments):
         own = {field.name for field in dataclasses.fields(recipe)} - known
         assert own == {"overwrite_output_dir"}
 
 
 @pytest.mark.parametrize("group", range(len(ACCEPTED)))
-@pytest.mark.parametrize("script", ["classify", "sft"])
+@pytest.mark.parametrize("script", ["classify", "sft", "pretrain"])
 def test_arguments_that_work(script, group, bases, tmp_path):
     run(script, bases[script], ACCEPTED[group], tmp_path / "out")
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert 0 < record["metrics"]["loss"] < 20
 
 
-@pytest.mark.parametrize(("script", "own"), [("classify", {"train": "all", "cache_trunk": False}), ("sft", {})])
+@pytest.mark.parametrize(
+    ("script", "own"), [("classify", {"train": "all", "cache_trunk": False}), ("sft", {}), ("pretrain", {})]
+)
 def test_arguments_for_the_whole_model(script, own, bases, tmp_path):
     run(script, bases[script], WITHOUT_CACHE | own, tmp_path / "out")
     assert (tmp_path / "out" / "model.safetensors").is_file()
 
 
-@pytest.mark.parametrize("script", ["classify", "sft"])
+@pytest.mark.parametrize("script", ["classify", "sft", "pretrain"])
 def test_arguments_that_are_refused(script, bases, tmp_path):
     for options, message in REFUSED + REFUSED_BY[script]:
         with pytest.raises((ValueError, ImportError), match=message):
