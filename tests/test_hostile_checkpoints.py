@@ -116,10 +116,13 @@ CASES = {
     ),
     "offsets beyond the file": (lambda folder: lying_header(folder, data_offsets=[0, 2**40]), "invalid|offset"),
     "shape larger than the data": (lambda folder: lying_header(folder, shape=[10**9, 10**3]), "invalid|shape"),
-    "a billion blocks": (lambda folder: change_config(folder, n_layer=10**9), "n_layer is 1000000000 but can be 1000"),
+    "a billion blocks": (
+        lambda folder: change_config(folder, n_layer=10**9),
+        "n_layer is 1000000000 but must be at most 1000",
+    ),
     "a billion labels": (
         lambda folder: change_config(folder, num_labels=10**9),
-        "num_labels is 1000000000 but can be 100000",
+        "num_labels is 1000000000 but must be at most 100000",
     ),
     "a vocabulary of a billion": (
         lambda folder: change_config(folder, vocab_size=10**9),
