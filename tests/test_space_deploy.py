@@ -17,7 +17,9 @@ import gradio as gr
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="there is no make here")
-@pytest.mark.parametrize(("target", "script"), [("demo", "space/app.py"), ("quickstart", "examples/quickstart.py")])
+@pytest.mark.parametrize(
+    ("target", "script"), [("demo", "space/app.py"), ("quickstart", "examples/quickstart.py --overwrite")]
+)
 def test_make_starts_what_it_says(target, script):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     command = ["make", "--dry-run", target]
