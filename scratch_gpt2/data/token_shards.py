@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from ..files import sha256, write_atomically
@@ -200,7 +201,8 @@ class ShardWriter:
 
 def tqdm_tokens(encoded_pieces: Iterator[tuple[np.ndarray, bool]]) -> Iterator[tuple[np.ndarray, bool]]:
     first = list(itertools.islice(encoded_pieces, 1))  # an unreachable source ends without an empty progress bar
-    with tqdm(unit=" tokens", unit_scale=True, desc="Tokenizing") as bar:
+    # Warnings about the text appear while it is tokenized; they must not be appended to the bar.
+    with logging_redirect_tqdm(), tqdm(unit=" tokens", unit_scale=True, desc="Tokenizing") as bar:
         for ids, ends_document in itertools.chain(first, encoded_pieces):
             bar.update(len(ids))
             yield ids, ends_document
