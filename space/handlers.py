@@ -205,7 +205,7 @@ class Handlers:
     def classify_file(self, name, path, column, has_header) -> Iterator[tuple[str, dict, str | None]]:
         """Yields a note, the first rows, and at the end a file with all of them."""
         if not path:
-            raise ValueError("There is no file; choose a CSV file first.")
+            raise ValueError("Choose a CSV file first.")
         model, tokenizer = self.checkpoints.load(name, CLASSIFIER)
         table = read_table(path, has_header)
         texts = table.texts(column)

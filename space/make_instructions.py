@@ -53,7 +53,7 @@ PLURAL = ("What is the plural of '{}'?", "What is the plural form of '{}'?", "Gi
 OPPOSITE = ("What is the opposite of '{}'?", "What is an antonym of '{}'?", "Give the opposite of {}.")
 OPPOSITE_TEST = "Name the opposite of '{}'."
 
-LONGEST_STORY = 900
+MAX_STORY_CHARACTERS = 900
 STORIES, SPELLINGS, PLURALS, REFUSALS, TWO_TURNS = 1500, 900, 400, 500, 150
 TEST_STORIES, TEST_WORDS, TEST_REFUSALS = 20, 40, 40
 
@@ -157,7 +157,7 @@ def ending_of(story: str) -> str | None:
 
 
 def story_rows(stories: list[str], words: StoryWords, rng: random.Random, count: int) -> list[dict]:
-    short = [story for story in stories if len(story) <= LONGEST_STORY]
+    short = [story for story in stories if len(story) <= MAX_STORY_CHARACTERS]
     sad = [story for story in short if ending_of(story) == "sad"]
     chosen = rng.sample(short, count - count // 10) + rng.sample(sad, count // 10)
     return [story_row(with_other_name(story, words, rng), words, rng) for story in chosen]

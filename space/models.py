@@ -136,7 +136,7 @@ class Checkpoints:
             folder = (self.local / name).resolve()
             if folder != self.local and folder.is_relative_to(self.local) and folder.is_dir():
                 return folder
-        raise FileNotFoundError(f"There is no folder {name[:50]!r} among the models of this machine; choose another.")
+        raise FileNotFoundError(f"{name[:50]!r} is not among the models of this machine; choose another.")
 
     def download(self, name: str) -> Path:
         if name not in self.downloaded and len(self.downloaded) >= MAX_DOWNLOADS:

@@ -41,12 +41,12 @@ def test_local_models_stay_below_their_folder(folder, tmp_path):
     assert local.choices(LANGUAGE) == ["base", "assistant", "folder: mine"]
     local.load("folder: mine", LANGUAGE)
     for name in ("../secret", "link", str(outside), ".", "", "mine/../../secret", "a\0b", "nothing"):
-        with pytest.raises(FileNotFoundError, match="There is no folder"):
+        with pytest.raises(FileNotFoundError, match="is not among the models of this machine"):
             local.load(f"folder: {name}", LANGUAGE)
     for name in ("../secret", str(outside), "a b", "x/y/z", "", "a\nb"):
         with pytest.raises(FileNotFoundError, match="is not the name of a model; choose one from the list"):
             local.load(name, LANGUAGE)
-    with pytest.raises(FileNotFoundError, match="There is no folder"):
+    with pytest.raises(FileNotFoundError, match="is not among the models of this machine"):
         models.Checkpoints(folder).load("folder: mine", LANGUAGE)
 
 
