@@ -1,9 +1,11 @@
 """Answers `--help` and mistyped options of a script before its imports, which take seconds.
 
-Every script runs this file first. Ctrl-C during the imports then ends in one line too.
+Every script runs this file first. Ctrl-C during the imports then ends in one line too, and an import reports nothing
+that does not matter here.
 """
 
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 
@@ -32,4 +34,6 @@ def end_in_one_line(kind: type[BaseException], error: BaseException, traceback) 
 
 
 sys.excepthook = end_in_one_line
+# On some CPUs bitsandbytes warns that an optional kernel is missing, also where nothing is in 4 bits.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 answer_at_once()
