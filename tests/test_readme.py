@@ -116,7 +116,8 @@ def test_commands_in_their_order(workplace):
         assert done.returncode == 1, command
         assert len(done.stderr.splitlines()) == 1, done.stderr
         assert done.stderr.startswith("error: "), done.stderr
-        assert re.search("Hugging Face Hub|on the Hub is unchanged|tiktoken could not download", done.stderr), done.stderr
+        missing = "Hugging Face Hub|on the Hub is unchanged|tiktoken could not download"
+        assert re.search(missing, done.stderr), done.stderr
 
 
 def test_judge_without_its_server_ends_in_one_line(workplace, tmp_path):
