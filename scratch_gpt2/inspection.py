@@ -203,7 +203,8 @@ def attention_maps(model: ScratchGPT2ForCausalLM, input_ids: torch.LongTensor, l
         raise ValueError(f"There is no layer {layer}: this model has layers 0 to {model.config.n_layer - 1}.")
     block = model.model.layers[layer]
     hidden_states = block.attn_norm(residual_stream(model, input_ids)[layer])  # (1, T, C)
-    query, key, _ = block.attn.split_heads(hidden_states)  # (1, T, C) -> (1, H, T, D)
+    query = block.attn.split_heads(block.attn.q_proj(hidden_states))  # (1, T, C) -> (1, H, T, D)
+    key = block.attn.split_heads(block.attn.k_proj(hidden_states))
     _, weights = eager_attention_forward(block.attn, query, key, key, causal_mask(hidden_states), block.attn.scaling)
     return weights[0].float()
 

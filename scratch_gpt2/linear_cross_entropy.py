@@ -86,6 +86,12 @@ def autocast_dtype(tensor: torch.Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device)
 
 
+def cast_for_autocast(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` in the dtype that autocast computes in: one copy for all layers that read it. Without this, each layer
+    casts the tensor and keeps its own copy for the backward pass."""
+    return tensor.to(autocast_dtype(tensor) or tensor.dtype)
+
+
 def only_multiplies(layer: nn.Module) -> bool:
     """Whether calling `layer` does nothing but `F.linear(x, layer.weight)`, so that its weight can stand for the call.
 

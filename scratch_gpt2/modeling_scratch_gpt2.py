@@ -44,7 +44,7 @@ from .checkpoint_files import (
     reading_checkpoint,
 )
 from .configuration_scratch_gpt2 import ScratchGPT2Config
-from .linear_cross_entropy import autocast_dtype, label_count, linear_cross_entropy, only_multiplies
+from .linear_cross_entropy import cast_for_autocast, label_count, linear_cross_entropy, only_multiplies
 
 # Arguments of transformers' GPT-2, in this version or an earlier one, that would change what it computes.
 NOT_IMPLEMENTED = ("encoder_hidden_states", "encoder_attention_mask", "head_mask")
@@ -88,7 +88,9 @@ class ScratchGPT2Attention(nn.Module):
 
     def forward(self, hidden_states, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
         batch_and_length = hidden_states.shape[:-1]
-        query, key, value = self.split_heads(hidden_states)
+        query = self.split_heads(self.q_proj(hidden_states))  # (B, T, C) -> (B, H, T, D)
+        key = self.split_heads(self.k_proj(hidden_states))
+        value = self.split_heads(self.v_proj(hidden_states))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, H, S, D)
 
@@ -100,15 +102,9 @@ class ScratchGPT2Attention(nn.Module):
         output = self.out_proj(output.reshape(*batch_and_length, -1).contiguous())  # (B, T, H, D) -> (B, T, C)
         return self.resid_dropout(output), weights
 
-    def split_heads(self, hidden_states):
-        """Query, key and value of every head: (B, T, C) -> 3 * (B, H, T, D)."""
-        # The projections would each cast their input, and each keep a copy of it for the backward pass.
-        hidden_states = hidden_states.to(autocast_dtype(hidden_states) or hidden_states.dtype)
-        heads = (*hidden_states.shape[:-1], -1, self.head_dim)
-        return [
-            projection(hidden_states).view(heads).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        ]
+    def split_heads(self, projected):
+        """A vector of width D for every head: (B, T, C) -> (B, H, T, D)."""
+        return projected.view(*projected.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
 
 class ScratchGPT2MLP(nn.Module):
@@ -142,7 +138,7 @@ class ScratchGPT2Block(GradientCheckpointingLayer):
 
     def forward(self, hidden_states, attention_mask=None, past_key_values: Cache | None = None, **kwargs):
         attn_output, _ = self.attn(
-            self.attn_norm(hidden_states),
+            cast_for_autocast(self.attn_norm(hidden_states)),
             attention_mask=attention_mask,
             past_key_values=past_key_values,
             **kwargs,
