@@ -17,7 +17,7 @@ import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
-from transformers import GenerationConfig, GPT2Config, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, GPT2Config, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
 from .checkpoint_files import (
@@ -131,11 +131,14 @@ def read_checkpoint(model_class: type[PreTrainedModel], name_or_path, kwargs: di
     return config, state_dict, {**kwargs, "dtype": dtype}
 
 
-def export_gpt2(model: PreTrainedModel, folder: str | os.PathLike) -> None:
-    """Write `model` as an equivalent transformers GPT-2, which transformers, vLLM and llama.cpp read.
+def export_gpt2(
+    model: PreTrainedModel, folder: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
+    """Write `model`, and a `tokenizer`, as an equivalent transformers GPT-2, which transformers, vLLM and mlx-lm read.
 
-    Files with the same names in `folder` are replaced atomically, `config.json` last. Save the tokenizer with its own
-    `save_pretrained`.
+    A language model's tensors have the names of OpenAI's own repositories, without "transformer.", which mlx-lm asks
+    for, unless its head has weights of its own. Files with the same names in `folder` are replaced atomically,
+    `config.json` last.
 
     Raises ValueError for a model of another package, and for a model with adapters or quantized layers.
     """
@@ -155,11 +158,15 @@ def export_gpt2(model: PreTrainedModel, folder: str | os.PathLike) -> None:
     gpt2.tie_weights()
     if model.can_generate():
         gpt2.generation_config = copy.deepcopy(model.generation_config)
+    is_network_alone = architecture == "GPT2LMHeadModel" and config.tie_word_embeddings
+    state_dict = gpt2.base_model.state_dict() if is_network_alone else None
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as unfinished:
-        gpt2.save_pretrained(unfinished)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(unfinished)
+        gpt2.save_pretrained(unfinished, state_dict=state_dict)
         for file in sorted(Path(unfinished).iterdir(), key=lambda file: file.name == "config.json"):
             os.replace(file, folder / file.name)
 

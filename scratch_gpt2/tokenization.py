@@ -39,7 +39,7 @@ CHAT_TEMPLATE = r"""
 {%- for message in messages -%}
     {%- if message.content is not string -%}
         {{- raise_exception('The content of a chat message must be one string, without parts.') -}}
-    {%- elif eos_token in message.content -%}
+    {%- elif eos_token and eos_token in message.content -%}
         {{- raise_exception('A chat message must not contain ' + eos_token + ', which ends a turn.') -}}
     {%- endif -%}
     {%- set content = message.content | trim -%}

@@ -1,7 +1,7 @@
 """Write the table of docs/integrations.md from the results of the tests.
 
-    python -m pytest tests/test_integrations.py tests/test_trl_peft.py tests/test_judge_script.py \\
-        tests/test_registration.py tests/test_generation.py --junitxml results.xml
+    python -m pytest tests/test_integrations.py tests/test_gguf_export.py tests/test_trl_peft.py \\
+        tests/test_judge_script.py tests/test_registration.py tests/test_generation.py --junitxml results.xml
     python tests/integrations_table.py results.xml
 """
 
@@ -19,7 +19,10 @@ ROWS = [
     ("torchao", "torchao", ["test_torchao"], "int8 and int4 weights, saved and loaded"),
     ("dynamic int8", "torch", ["test_dynamic_int8"], "close logits, `generate`"),
     ("CTranslate2", "ctranslate2", ["test_ctranslate2"], "`export_gpt2`; equal greedy text, int8 smaller"),
-    ("GGUF", "gguf", ["test_gguf"], "`export_gpt2`; read back by transformers, not by llama.cpp"),
+    ("llama.cpp", "xllamacpp", ["test_the_bfloat16_base_writes_the_same_text", "test_llama_cpp_writes_the_same",
+                                "test_dtypes", "test_texts_are_encoded_alike", "test_chat"],
+     "`export_gguf`; equal text, tokens and chat prompts; log-probabilities within 0.01"),
+    ("GGUF in transformers", "gguf", ["test_transformers_reads_it_back"], "`export_gguf`; equal logits"),
     ("Accelerate", "accelerate", ["test_disk_offload"], '`device_map="auto"` with disk; equal logits'),
     ("PEFT", "peft", ["test_lora_without_named_targets", "test_peft_trains_saves_and_generates"],
      "LoRA, IA3, prefix, prompt"),

@@ -128,47 +128,6 @@ def test_ctranslate2(exported, tmp_path):
     assert sizes[0] < 0.5 * sizes[1]
 
 
-def recipe_gguf(gpt2_folder, file):
-    import gguf
-    from safetensors.torch import load_file
-    from transformers import AutoConfig
-
-    config, tokenizer = AutoConfig.from_pretrained(gpt2_folder), AutoTokenizer.from_pretrained(gpt2_folder)
-    writer = gguf.GGUFWriter(file, "gpt2")
-    writer.add_block_count(config.n_layer)
-    writer.add_context_length(config.n_positions)
-    writer.add_embedding_length(config.n_embd)
-    writer.add_feed_forward_length(config.n_inner or 4 * config.n_embd)
-    writer.add_head_count(config.n_head)
-    writer.add_layer_norm_eps(config.layer_norm_epsilon)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokenizer.convert_ids_to_tokens(range(config.vocab_size)))
-    special = set(tokenizer.all_special_ids)
-    kinds = (gguf.TokenType.CONTROL, gguf.TokenType.NORMAL)
-    writer.add_token_types([kinds[n not in special] for n in range(config.vocab_size)])
-    gguf.SpecialVocab(gpt2_folder, load_merges=True).add_to_gguf(writer)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPT2, config.n_layer)
-    for name, tensor in load_file(gpt2_folder / "model.safetensors").items():
-        stored = tensor.T if tensor.ndim == 2 and ".h." in name else tensor  # GPT-2's layers are transposed
-        writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), stored.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def test_gguf(exported, tmp_path):
-    """transformers' own reader, which was written for llama.cpp's files, finds the same model in it."""
-    pytest.importorskip("gguf", reason=EXTRA.format("gguf"))
-    model, gpt2_folder = exported
-    recipe_gguf(gpt2_folder, tmp_path / "model.gguf")
-    config = transformers.GPT2Config.from_pretrained(gpt2_folder)  # the reader forgets `n_positions`
-    read = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, config=config, gguf_file="model.gguf")
-    ids = random_ids(2, 9)
-    assert relative_error(read(ids).logits, model(ids).logits) <= 1e-5
-
-
 def recipe_offload(folder, offload_folder, memory):
     return AutoModelForCausalLM.from_pretrained(
         folder, device_map="auto", max_memory={"cpu": memory}, offload_folder=offload_folder

@@ -28,6 +28,7 @@ LAYERS = [
     ["__init__"],
     ["cli", "hub"],
     ["training", "evaluation", "inspection"],
+    ["gguf_export"],
 ]
 ALLOWED_UPWARD = {
     ("modeling_scratch_gpt2", "openai_weights"),  # `from_pretrained` converts other formats if the package is there

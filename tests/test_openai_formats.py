@@ -17,7 +17,8 @@ from gpt2_checkpoints import (
     save_gpt2,
     save_sharded,
 )
-from transformers import GPT2LMHeadModel
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, GPT2LMHeadModel
 
 import scratch_gpt2
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
@@ -297,8 +298,27 @@ def test_export_keeps_dtype_and_leaves_the_model_alone(tmp_path):
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
+def test_export_takes_the_tokenizer_along(tiny_tokenizer, tmp_path):
+    export_gpt2(ScratchGPT2ForCausalLM(ScratchGPT2Config(**SIZES)), tmp_path, tokenizer=tiny_tokenizer)
+    exported = AutoTokenizer.from_pretrained(tmp_path)
+    assert exported("The rat sat.").input_ids == tiny_tokenizer("The rat sat.").input_ids
+    assert exported.chat_template == tiny_tokenizer.chat_template and exported.eos_token == "<|endoftext|>"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_names_are_those_of_openais_repositories(tied, tmp_path):
+    """mlx-lm refuses "transformer."; transformers would not find an untied head without it in version 4."""
+    model = ScratchGPT2ForCausalLM(ScratchGPT2Config(**SIZES, tie_word_embeddings=tied)).eval()
+    export_gpt2(model, tmp_path)
+    names = load_file(tmp_path / "model.safetensors").keys()
+    assert ("wte.weight" in names, "lm_head.weight" in names) == (tied, not tied)
+    assert any(name.startswith("transformer.") for name in names) == (not tied)
+    assert_same_outputs(model, GPT2LMHeadModel.from_pretrained(tmp_path))
+    assert_same_outputs(model, ScratchGPT2ForCausalLM.from_pretrained(tmp_path))
+
+
 def test_failed_export_leaves_nothing(tmp_path, monkeypatch):
-    def fail(self, folder):
+    def fail(self, folder, **options):
         (Path(folder) / "config.json").write_text("{}")
         raise OSError("disk full")
 

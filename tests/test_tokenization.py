@@ -234,6 +234,13 @@ def test_prompt_ids_begin_the_conversation_ids(gpt2_tokenizer, tiny_tokenizer):
             assert whole[length:] == reply_ids, ascii(reply)
 
 
+def test_template_takes_an_empty_eos_token(tiny_tokenizer):
+    """Servers render a template with one to find out what it does; the empty string is in every text."""
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    text = tiny_tokenizer.apply_chat_template(messages, tokenize=False, eos_token="")
+    assert text.endswith("\n\n### Instruction:\nHi\n\n### Response:\nHello")
+
+
 def test_chat_continues_an_unfinished_reply(tiny_tokenizer):
     text = tiny_tokenizer.apply_chat_template(CONVERSATION, tokenize=False, continue_final_message=True)
     assert text.endswith("### Response:\nRome")
