@@ -11,6 +11,7 @@ from transformers import (
 
 from .configuration_scratch_gpt2 import ScratchGPT2Config
 from .cpu_inference import optimize_for_inference, restore_from_inference
+from .growing_cache import prepare_cache_for_generation
 from .heads_scratch_gpt2 import (
     ScratchGPT2DoubleHeadsModel,
     ScratchGPT2ForQuestionAnswering,
@@ -42,6 +43,9 @@ __all__ = [
 # Methods of all our models, and no part of the code that travels with a checkpoint.
 ScratchGPT2PreTrainedModel.optimize_for_inference = optimize_for_inference  # type: ignore[attr-defined]
 ScratchGPT2PreTrainedModel.restore_from_inference = restore_from_inference  # type: ignore[attr-defined]
+
+# Code that travels has the library's cache, which does the same.
+ScratchGPT2ForCausalLM._prepare_cache_for_generation = prepare_cache_for_generation  # type: ignore[method-assign]
 
 # `register` makes a class known to its Auto class in this process; `register_for_auto_class` makes `save_pretrained`
 # copy the code beside the weights, so that a process without this package can load them with `trust_remote_code=True`.
