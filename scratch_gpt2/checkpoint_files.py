@@ -321,3 +321,59 @@ def listed(names: list[str]) -> str:
     """The first three names: `'a', 'b', 'c' and 2 more`."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{', '.join(map(repr, names[:3]))}{more}"
+
+
+class CheckpointReader:
+    """`from_pretrained` for every class of the model."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """Like `PreTrainedModel.from_pretrained`, and converts GPT-2 checkpoints of others (`openai_weights.py`):
+        any repository, folder or state dict with GPT-2's names, OpenAI's TensorFlow folders, nanoGPT's `ckpt.pt`.
+
+        Raises ValueError where the checkpoint has not filled the network, unless `output_loading_info` asks for a
+        report instead."""
+        name, given = pretrained_model_name_or_path, kwargs
+        kwargs = pin_revision(name, kwargs)
+        base = base_of_adapter(name, kwargs)
+        if base is not None and (base != os.fspath(name) or is_foreign_checkpoint(base, kwargs)):
+            return cls._from_adapter(name, base, *model_args, **given)
+        if is_foreign_checkpoint(name, kwargs):
+            return cls._from_foreign(name, *model_args, **kwargs)
+        with_report = kwargs.pop("output_loading_info", False)
+        with reading_checkpoint(name, kwargs):
+            model, report = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
+        if with_report:
+            return model, report
+        if name is not None:
+            check_loaded(model, report, name)
+        return model
+
+    @classmethod
+    def _from_foreign(cls, name, *model_args, **kwargs):
+        """A checkpoint in the format of transformers' GPT-2, OpenAI or nanoGPT."""
+        try:
+            from scratch_gpt2.openai_weights import read_checkpoint
+        except ImportError as error:
+            raise ImportError(f"Install scratch_gpt2 to convert the checkpoint {name}.") from error
+        config, state_dict, kwargs = read_checkpoint(cls, name, kwargs)
+        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **kwargs)
+        model = loaded[0] if kwargs.get("output_loading_info") else loaded
+        model.name_or_path = model.config.name_or_path = str(name or "")
+        return loaded
+
+    @classmethod
+    def _from_adapter(cls, name, base, *model_args, adapter_name="default", adapter_kwargs=None, **kwargs):
+        """PEFT's adapter `name` on the model `base`, which the library alone would neither check nor convert."""
+        lookup = {key: kwargs[key] for key in LOOKUP_ARGUMENTS if key in kwargs}
+        with_report = kwargs.pop("output_loading_info", False)
+        if base == os.fspath(name):
+            model = cls._from_foreign(base, *model_args, **pin_revision(base, kwargs))
+        else:
+            of_adapter = ("revision", "subfolder")
+            kwargs = {key: value for key, value in kwargs.items() if key not in of_adapter}
+            model = cls.from_pretrained(base, *model_args, **kwargs)
+        report = model.load_adapter(
+            os.fspath(name), adapter_name=adapter_name, adapter_kwargs=lookup | (adapter_kwargs or {})
+        )
+        return (model, report.to_dict()) if with_report else model

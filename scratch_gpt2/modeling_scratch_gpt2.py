@@ -1,4 +1,4 @@
-"""GPT-2, from the attention of a single head to the language model. Read it from top to bottom.
+"""GPT-2, from the attention of one head to the language model. Read it from top to bottom.
 
 A GPT-2 turns token ids into one vector per position, lets every block add to these vectors, and reads the next token
 off the last one:
@@ -6,11 +6,15 @@ off the last one:
     x = embed_tokens(ids) + embed_positions(0, 1, 2, ...)
     for block in layers:
         x = x + attn(attn_norm(x))      # positions exchange information
-        x = x + mlp(mlp_norm(x))        # each position thinks by itself
+        x = x + mlp(mlp_norm(x))        # each position is transformed by itself
     logits = lm_head(norm(x))
 
+The functions come first, as in a textbook. Then come the modules, the network and the language model, which call fused
+kernels for the same functions; `tests/test_modeling.py` compares both. What follows them checks and prepares the
+input: skip it on a first reading.
+
 Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2), section 2.3;
-Radford et al. 2018 (GPT), section 3; Vaswani et al. 2017, "Attention Is All You Need", section 3.2.
+Radford et al. 2018 (GPT), section 3; Vaswani et al. 2017, "Attention Is All You Need", section 3.
 `reference.py` in the project's repository computes the same in plain tensor arithmetic.
 
 Letters in shapes: B rows, T positions, S positions including the cached ones, C = n_embd, H = n_head,
@@ -18,7 +22,6 @@ D = C / H, V = vocab_size.
 """
 
 import math
-import os
 
 import torch
 import torch.nn.functional as F
@@ -35,27 +38,64 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 from transformers.utils import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
-from .checkpoint_files import (
-    LOOKUP_ARGUMENTS,
-    base_of_adapter,
-    check_loaded,
-    is_foreign_checkpoint,
-    pin_revision,
-    reading_checkpoint,
-)
+from .checkpoint_files import CheckpointReader
 from .configuration_scratch_gpt2 import ScratchGPT2Config
 from .linear_cross_entropy import cast_for_autocast, label_count, linear_cross_entropy, only_multiplies
 
-# Arguments of transformers' GPT-2, in this version or an earlier one, that would change what it computes.
-NOT_IMPLEMENTED = ("encoder_hidden_states", "encoder_attention_mask", "head_mask")
+
+def layer_norm(x, weight, bias, epsilon=1e-5):
+    """Layer normalization (Ba et al. 2016): (..., C) -> (..., C), what `nn.LayerNorm` computes in one kernel.
+
+    Every vector gets mean 0 and variance 1, so that a layer reads numbers of the same size at any depth; `weight` and
+    `bias` (C,) then scale and shift each channel as training likes. `epsilon` keeps a constant vector from 0 / 0.
+    """
+    centred = x - x.mean(dim=-1, keepdim=True)  # (..., C)
+    variance = centred.square().mean(dim=-1, keepdim=True)  # (..., 1), divided by C and not by C - 1
+    return centred / torch.sqrt(variance + epsilon) * weight + bias
+
+
+def gelu(x):
+    """x times the probability that a standard normal number is below x: a smooth gate that lets large x pass and
+    closes below zero. OpenAI trained with this tanh approximation (Hendrycks & Gimpel 2016, section 2)."""
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def causal_mask(length: int) -> torch.Tensor:
+    """(T, T), true where the position of the row may attend to the position of the column: no later one, because the
+    next token is what the model has to predict.
+
+    >>> causal_mask(4).int()
+    tensor([[1, 0, 0, 0],
+            [1, 1, 0, 0],
+            [1, 1, 1, 0],
+            [1, 1, 1, 1]], dtype=torch.int32)
+    """
+    return torch.ones(length, length, dtype=torch.bool).tril()
+
+
+def one_head(query, key, value):
+    """Causal attention of one head over one text (Vaswani et al. 2017, section 3.2.1): 3 * (T, D) -> (T, D).
+
+    Each position asks with its query, and each answers with its key; the product is the score of the pair. The softmax
+    turns the scores of a position into weights that sum to 1, and its output is the weighted mean of the values.
+
+    Why divide by the square root of D? A score is a sum of D products. If the entries of query and key are independent
+    with mean 0 and variance 1, each product has variance 1, so their sum has variance D. Divided by the square root of
+    D, a score has variance 1 for any D. Larger scores would make the softmax nearly one-hot and its gradient vanish.
+    """
+    scores = query @ key.T / math.sqrt(query.shape[-1])  # (T, D) @ (D, T) -> (T, T)
+    scores = scores.masked_fill(~causal_mask(len(query)), -math.inf)  # a weight of 0 after the softmax
+    weights = scores.softmax(dim=-1)  # (T, T), each row sums to 1
+    return weights @ value  # (T, T) @ (T, D) -> (T, D)
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1), written like the formula.
+    """From one head to many: the same four lines for all H heads of all B rows at once, which `@` multiplies in
+    parallel. Each head has D of the C channels, so H heads cost as much as one of width C, and each can attend to
+    other positions.
 
-    Every query scores every key, the softmax turns the scores into weights, and the output is the weighted mean of the
-    values. `attention_mask` (B, 1, T, S) is 0 where a query may attend and a large negative number elsewhere. The
-    library's faster functions (sdpa, flash, flex) take the same arguments.
+    `attention_mask` (B, 1, T, S) is added to the scores: 0 where a query may attend, a large negative number
+    elsewhere. The library's faster functions (sdpa, flash, flex) take the same arguments.
     """
     scores = query @ key.transpose(-1, -2) * scaling  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
     if attention_mask is not None:
@@ -67,7 +107,10 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 class ScratchGPT2Attention(nn.Module):
-    """Causal multi-head self-attention: each position gathers information from itself and the positions before it."""
+    """Causal multi-head self-attention: each position gathers information from itself and the positions before it.
+
+    Three matrices turn the stream into what a position asks, answers and passes on; a fourth mixes the heads' outputs.
+    """
 
     def __init__(self, config: ScratchGPT2Config, layer_idx: int):
         super().__init__()
@@ -108,13 +151,16 @@ class ScratchGPT2Attention(nn.Module):
 
 
 class ScratchGPT2MLP(nn.Module):
-    """Position-wise feed-forward network: a wider layer, a nonlinearity, and back to the width of the stream."""
+    """Position-wise feed-forward network: a wider layer, a nonlinearity, and back to the width of the stream.
+
+    Why 4C? It is the ratio of Vaswani et al. 2017 (section 3.3), a habit and not a law: the two matrices then hold
+    8 C^2 of a block's 12 C^2 weights, and the loss depends little on the ratio (Kaplan et al. 2020, figure 5).
+    """
 
     def __init__(self, config: ScratchGPT2Config):
         super().__init__()
         self.up_proj = nn.Linear(config.n_embd, config.inner_width)
-        # OpenAI's weights were trained with GELU's tanh approximation (Hendrycks & Gimpel 2016). The library's
-        # "gelu_new" computes it in many small operations; "gelu_pytorch_tanh" is the same function in one kernel.
+        # The library's "gelu_new" is `gelu` above in many small operations, "gelu_pytorch_tanh" in one kernel.
         fused = "gelu_pytorch_tanh" if config.activation_function == "gelu_new" else config.activation_function
         self.act = ACT2FN[fused]
         self.down_proj = nn.Linear(config.inner_width, config.n_embd)
@@ -127,7 +173,15 @@ class ScratchGPT2MLP(nn.Module):
 
 
 class ScratchGPT2Block(GradientCheckpointingLayer):
-    """One block. GPT-2 normalizes the input of each sub-layer, not the residual stream itself."""
+    """One block: attention and the feed-forward network, each of which adds to the residual stream.
+
+    Why a residual stream? `x + f(x)` passes x on unchanged, and with it the gradient, so the first block learns as
+    well as the last one (He et al. 2016). A sub-layer only has to learn what to add.
+
+    Why pre-norm? The norm stands before the sub-layer, inside of f, and nothing stands on the stream itself. With the
+    norm behind the sum, as in Vaswani et al. 2017, the first gradients are large near the output, and training needs
+    a warm-up of the learning rate (Xiong et al. 2020).
+    """
 
     def __init__(self, config: ScratchGPT2Config, layer_idx: int):
         super().__init__()
@@ -147,8 +201,8 @@ class ScratchGPT2Block(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.mlp_norm(hidden_states))
 
 
-class ScratchGPT2PreTrainedModel(PreTrainedModel):
-    """Base class of the network and its heads: initialization, loading, and the features that the library supports."""
+class ScratchGPT2PreTrainedModel(CheckpointReader, PreTrainedModel):
+    """Base class of the network and its heads: initialization, and the features that the library supports."""
 
     config: ScratchGPT2Config
     base_model_prefix = "model"
@@ -166,58 +220,6 @@ class ScratchGPT2PreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if getattr(module, "joins_residual", False):  # the library skips modules without parameters
             init.normal_(module.weight, std=self.config.initializer_range / math.sqrt(2 * self.config.n_layer))
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Like `PreTrainedModel.from_pretrained`, and converts GPT-2 checkpoints of others (`openai_weights.py`):
-        any repository, folder or state dict with GPT-2's names, OpenAI's TensorFlow folders, nanoGPT's `ckpt.pt`.
-
-        Raises ValueError where the checkpoint has not filled the network, unless `output_loading_info` asks for a
-        report instead."""
-        name, given = pretrained_model_name_or_path, kwargs
-        kwargs = pin_revision(name, kwargs)
-        base = base_of_adapter(name, kwargs)
-        if base is not None and (base != os.fspath(name) or is_foreign_checkpoint(base, kwargs)):
-            return cls._from_adapter(name, base, *model_args, **given)
-        if is_foreign_checkpoint(name, kwargs):
-            return cls._from_foreign(name, *model_args, **kwargs)
-        with_report = kwargs.pop("output_loading_info", False)
-        with reading_checkpoint(name, kwargs):
-            model, report = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
-        if with_report:
-            return model, report
-        if name is not None:
-            check_loaded(model, report, name)
-        return model
-
-    @classmethod
-    def _from_foreign(cls, name, *model_args, **kwargs):
-        """A checkpoint in the format of transformers' GPT-2, OpenAI or nanoGPT."""
-        try:
-            from scratch_gpt2.openai_weights import read_checkpoint
-        except ImportError as error:
-            raise ImportError(f"Install scratch_gpt2 to convert the checkpoint {name}.") from error
-        config, state_dict, kwargs = read_checkpoint(cls, name, kwargs)
-        loaded = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **kwargs)
-        model = loaded[0] if kwargs.get("output_loading_info") else loaded
-        model.name_or_path = model.config.name_or_path = str(name or "")
-        return loaded
-
-    @classmethod
-    def _from_adapter(cls, name, base, *model_args, adapter_name="default", adapter_kwargs=None, **kwargs):
-        """PEFT's adapter `name` on the model `base`, which the library alone would neither check nor convert."""
-        lookup = {key: kwargs[key] for key in LOOKUP_ARGUMENTS if key in kwargs}
-        with_report = kwargs.pop("output_loading_info", False)
-        if base == os.fspath(name):
-            model = cls._from_foreign(base, *model_args, **pin_revision(base, kwargs))
-        else:
-            of_adapter = ("revision", "subfolder")
-            kwargs = {key: value for key, value in kwargs.items() if key not in of_adapter}
-            model = cls.from_pretrained(base, *model_args, **kwargs)
-        report = model.load_adapter(
-            os.fspath(name), adapter_name=adapter_name, adapter_kwargs=lookup | (adapter_kwargs or {})
-        )
-        return (model, report.to_dict()) if with_report else model
 
 
 class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
@@ -269,20 +271,9 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
         check_arguments(input_ids, inputs_embeds, kwargs)
         if input_ids is not None:
             inputs_embeds = look_up(self.embed_tokens, input_ids, "Token id")  # (B, T, C)
-        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
-        may_be_packed = attention_mask is None and past_key_values is None and not inputs_embeds.is_meta
-        packed_positions = position_ids if may_be_packed else None
-        self.check_length(inputs_embeds, past_length, packed_positions)
-        check_mask(attention_mask, inputs_embeds, past_length, past_key_values)
-
-        # Make the mask before a cache: with one, even empty, the library does not look for packed documents.
-        causal_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, packed_positions)
-        if position_ids is None:
-            position_ids = count_positions(inputs_embeds, attention_mask, past_length)  # (1 or B, T)
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        mask, position_ids, past_key_values = self.prepare(
+            inputs_embeds, attention_mask, position_ids, past_key_values, use_cache
+        )
 
         hidden_states = inputs_embeds + look_up(self.embed_positions, position_ids, "Position")
         if token_type_ids is not None:
@@ -290,87 +281,37 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
         hidden_states = self.embd_dropout(hidden_states)
         for block in self.layers:
             hidden_states = block(
-                hidden_states, causal_mask, past_key_values=past_key_values, position_ids=position_ids, **kwargs
+                hidden_states, mask, past_key_values=past_key_values, position_ids=position_ids, **kwargs
             )
         hidden_states = self.norm(hidden_states)
         return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
 
-    def check_length(self, inputs_embeds, past_length, packed_positions: torch.LongTensor | None) -> None:
-        """Raise for empty input and for more than `n_positions`, which would end in an index error, or in a GPU's
-        assertion."""
-        batch, length = inputs_embeds.shape[:2]
-        if batch == 0 or length == 0:
-            raise ValueError(f"The input is empty: {batch} rows of {length} tokens; give at least one of each.")
-        if can_be_read(past_length):
-            past_length = int(past_length)  # a static cache counts on the device
-        if packed_positions is not None and length > self.config.n_positions:  # each document counts for itself
-            if not can_be_read(packed_positions):
-                return
-            length = int(packed_positions.max()) + 1
-        if torch.is_tensor(past_length):
-            return
-        if (total := past_length + length) > self.config.n_positions:
-            raise ValueError(
-                f"The sequence is too long: {total} positions ({past_length} cached and {length} new positions) but "
-                f"the model has n_positions={self.config.n_positions}; truncate the input or generate fewer tokens."
-            )
+    def prepare(self, inputs_embeds, attention_mask, position_ids, past_key_values: Cache | None, use_cache):
+        """The mask for the attention function, the position of each token, and the cache."""
+        past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
+        may_be_packed = attention_mask is None and past_key_values is None and not inputs_embeds.is_meta
+        packed_positions = position_ids if may_be_packed else None
+        check_length(self.config.n_positions, inputs_embeds, past_length, packed_positions)
+        check_mask(attention_mask, inputs_embeds, past_length, past_key_values)
 
-
-def check_arguments(input_ids, inputs_embeds, kwargs: dict) -> None:
-    """Raise for both or neither kind of input, and for what transformers' GPT-2 would not ignore either."""
-    if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("Give exactly one of input_ids and inputs_embeds.")
-    for name in NOT_IMPLEMENTED:
-        if kwargs.get(name) is not None:
-            raise ValueError(f"{name} is not implemented: use transformers' own GPT-2 for it.")
-
-
-def can_be_read(number) -> bool:
-    """Whether Python may look at the number: neither while a graph is compiled nor on the meta device."""
-    return not torch.is_tensor(number) or not (torch.compiler.is_compiling() or number.is_meta)
-
-
-def check_mask(attention_mask, inputs_embeds, past_length, past_key_values: Cache | None) -> None:
-    """Raise for a mask that does not have one column for each cached and each new position: the library would take
-    missing columns for padding."""
-    if not torch.is_tensor(attention_mask) or attention_mask.ndim == 4:  # finished
-        return
-    batch, length = inputs_embeds.shape[:2]
-    shape = tuple(attention_mask.shape)
-    if len(shape) != 2 or shape[0] != batch:
-        raise ValueError(f"attention_mask has the shape {shape}, but ({batch}, positions) or 4 dimensions are needed.")
-    if not can_be_read(past_length):
-        return
-    total = int(past_length) + length
-    # A cache may have room for more, and then so may its mask.
-    if shape[1] < total or (past_key_values is None and shape[1] > total):
-        raise ValueError(
-            f"attention_mask has {shape[1]} columns, but there are {total} positions ({int(past_length)} cached and "
-            f"{length} new positions); give a column for each."
-        )
-
-
-def count_positions(inputs_embeds, attention_mask, past_length):
-    """Positions of the new tokens: 0, 1, 2, ... over what the mask shows."""
-    new = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_length  # (T,)
-    if attention_mask is None or attention_mask.ndim != 2:
-        return new.unsqueeze(0)
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, new.to(attention_mask.device)]
-
-
-def look_up(embedding: nn.Embedding, ids: torch.LongTensor, meaning: str) -> torch.Tensor:
-    """Rows `ids` of an embedding, with a better error than PyTorch's "index out of range in self" on a CPU."""
-    try:
-        return embedding(ids)
-    except IndexError:
-        worst = ids.min() if ids.min() < 0 else ids.max()
-        raise ValueError(
-            f"{meaning} {worst.item()} is out of range: this model knows 0 to {embedding.num_embeddings - 1}."
-        ) from None
+        # Make the mask before a cache: with one, even empty, the library does not look for packed documents.
+        mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, packed_positions)
+        if position_ids is None:
+            position_ids = count_positions(inputs_embeds, attention_mask, past_length)  # (1 or B, T)
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        return mask, position_ids, past_key_values
 
 
 class ScratchGPT2ForCausalLM(ScratchGPT2PreTrainedModel, GenerationMixin):
-    """The language model. Its output layer shares the weight of the token embedding (Press & Wolf 2017)."""
+    """The language model: the network, and a score for each token of the vocabulary.
+
+    Why tie the output layer to the token embedding? Both hold one vector per token: what the token says when it is
+    read, and what the stream has to look like to predict it. One matrix for both saves V * C weights (38.6 of 163
+    million for GPT-2 small), and rare tokens learn from every prediction too (Press & Wolf 2017).
+    """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -446,6 +387,84 @@ def keep_positions(states, logits_to_keep: int | torch.Tensor):
     if logits_to_keep.ndim == 2:
         return torch.take_along_dim(states, logits_to_keep[..., None], dim=1)
     return states[:, logits_to_keep]
+
+
+# Arguments of transformers' GPT-2, in this version or an earlier one, that would change what it computes.
+NOT_IMPLEMENTED = ("encoder_hidden_states", "encoder_attention_mask", "head_mask")
+
+
+def check_arguments(input_ids, inputs_embeds, kwargs: dict) -> None:
+    """Raise for both or neither kind of input, and for what transformers' GPT-2 would not ignore either."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+    for name in NOT_IMPLEMENTED:
+        if kwargs.get(name) is not None:
+            raise ValueError(f"{name} is not implemented: use transformers' own GPT-2 for it.")
+
+
+def check_length(n_positions, inputs_embeds, past_length, packed_positions: torch.LongTensor | None) -> None:
+    """Raise for empty input and for more than `n_positions`, which would end in an index error, or in a GPU's
+    assertion."""
+    batch, length = inputs_embeds.shape[:2]
+    if batch == 0 or length == 0:
+        raise ValueError(f"The input is empty: {batch} rows of {length} tokens; give at least one of each.")
+    if can_be_read(past_length):
+        past_length = int(past_length)  # a static cache counts on the device
+    if packed_positions is not None and length > n_positions:  # each document counts for itself
+        if not can_be_read(packed_positions):
+            return
+        length = int(packed_positions.max()) + 1
+    if torch.is_tensor(past_length):
+        return
+    if (total := past_length + length) > n_positions:
+        raise ValueError(
+            f"The sequence is too long: {total} positions ({past_length} cached and {length} new positions) but "
+            f"the model has n_positions={n_positions}; truncate the input or generate fewer tokens."
+        )
+
+
+def can_be_read(number) -> bool:
+    """Whether Python may look at the number: neither while a graph is compiled nor on the meta device."""
+    return not torch.is_tensor(number) or not (torch.compiler.is_compiling() or number.is_meta)
+
+
+def check_mask(attention_mask, inputs_embeds, past_length, past_key_values: Cache | None) -> None:
+    """Raise for a mask that does not have one column for each cached and each new position: the library would take
+    missing columns for padding."""
+    if not torch.is_tensor(attention_mask) or attention_mask.ndim == 4:  # finished
+        return
+    batch, length = inputs_embeds.shape[:2]
+    shape = tuple(attention_mask.shape)
+    if len(shape) != 2 or shape[0] != batch:
+        raise ValueError(f"attention_mask has the shape {shape}, but ({batch}, positions) or 4 dimensions are needed.")
+    if not can_be_read(past_length):
+        return
+    total = int(past_length) + length
+    # A cache may have room for more, and then so may its mask.
+    if shape[1] < total or (past_key_values is None and shape[1] > total):
+        raise ValueError(
+            f"attention_mask has {shape[1]} columns, but there are {total} positions ({int(past_length)} cached and "
+            f"{length} new positions); give a column for each."
+        )
+
+
+def count_positions(inputs_embeds, attention_mask, past_length):
+    """Positions of the new tokens: 0, 1, 2, ... over what the mask shows."""
+    new = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_length  # (T,)
+    if attention_mask is None or attention_mask.ndim != 2:
+        return new.unsqueeze(0)
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, new.to(attention_mask.device)]
+
+
+def look_up(embedding: nn.Embedding, ids: torch.LongTensor, meaning: str) -> torch.Tensor:
+    """Rows `ids` of an embedding, with a better error than PyTorch's "index out of range in self" on a CPU."""
+    try:
+        return embedding(ids)
+    except IndexError:
+        worst = ids.min() if ids.min() < 0 else ids.max()
+        raise ValueError(
+            f"{meaning} {worst.item()} is out of range: this model knows 0 to {embedding.num_embeddings - 1}."
+        ) from None
 
 
 def __getattr__(name: str):

@@ -31,7 +31,7 @@ LAYERS = [
     ["gguf_export"],
 ]
 ALLOWED_UPWARD = {
-    ("modeling_scratch_gpt2", "openai_weights"),  # `from_pretrained` converts other formats if the package is there
+    ("checkpoint_files", "openai_weights"),  # `from_pretrained` converts other formats if the package is there
     ("modeling_scratch_gpt2", "heads_scratch_gpt2"),  # where checkpoints of version 0.1 look for the heads
 }
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 560, 60
