@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 
 Weights = dict[str, torch.Tensor]
-Watch = Callable[[str, torch.Tensor], None]  # called with the name and the value of every intermediate tensor
+Watch = Callable[[str, torch.Tensor], object]  # called with the name and the value of every intermediate tensor
 
 
 def ignore(name: str, tensor: torch.Tensor) -> None:
