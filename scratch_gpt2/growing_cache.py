@@ -53,6 +53,8 @@ class GrowingLayer(DynamicLayer):
     Gradients, `torch.compile` and mixed dtypes are left to DynamicLayer.
     """
 
+    keys: torch.Tensor
+    values: torch.Tensor
     buffers: tuple[Buffer, Buffer] | None = None
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
@@ -92,6 +94,6 @@ def prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, *args, **kwargs
     )
     cache = model_kwargs.get("past_key_values")
-    plain = given is None and type(cache) is DynamicCache and not cache.offloading
-    if plain and generation_mode in STEP_BY_STEP and not generation_config.is_assistant and self.device.type == "cpu":
+    in_steps = generation_mode in STEP_BY_STEP and not generation_config.is_assistant and self.device.type == "cpu"
+    if in_steps and given is None and isinstance(cache, DynamicCache) and not cache.offloading:
         cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
