@@ -10,7 +10,7 @@ from transformers import (
 )
 
 from .configuration_scratch_gpt2 import ScratchGPT2Config
-from .cpu_inference import optimize_for_inference, restore_from_inference
+from .cpu_inference import inference_report, optimize_for_inference, restore_from_inference
 from .growing_cache import prepare_cache_for_generation
 from .heads_scratch_gpt2 import (
     ScratchGPT2DoubleHeadsModel,
@@ -42,6 +42,7 @@ __all__ = [
 
 # Methods of all our models, and no part of the code that travels with a checkpoint.
 ScratchGPT2PreTrainedModel.optimize_for_inference = optimize_for_inference  # type: ignore[attr-defined]
+ScratchGPT2PreTrainedModel.inference_report = inference_report  # type: ignore[attr-defined]
 ScratchGPT2PreTrainedModel.restore_from_inference = restore_from_inference  # type: ignore[attr-defined]
 
 # Code that travels has the library's cache, which does the same.

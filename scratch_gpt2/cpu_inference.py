@@ -2,15 +2,13 @@
 
     model = AutoModelForCausalLM.from_pretrained(folder).optimize_for_inference()
     model.generate(...)
+    print(model.inference_report())  # which kernels run, and how fast they read their weights
     model.restore_from_inference()  # before training it, moving it or loading other weights
 
-The weights of linear layers are packed, query, key and value as one matrix, and a block calls no module for each of
-its layers. PyTorch's inductor packs frozen weights with the same oneDNN operators, and its dynamic quantization uses
-the same int8 operators.
+The weights of linear layers are stored or packed as this processor reads them fastest (`cpu_kernels.py`), query, key
+and value as one matrix, and a block calls no module for each of its layers.
 """
 
-import math
-import warnings
 from functools import partial
 
 import torch
@@ -19,71 +17,12 @@ from torch import nn
 from transformers import Cache, PreTrainedModel
 from transformers.utils import logging
 
+from .cpu_kernels import PRODUCTS, Packed
 from .hardware import cpu_computes_bfloat16
 from .modeling_scratch_gpt2 import ScratchGPT2Block
 
 RESTORE = "Call model.restore_from_inference() first"
 logger = logging.get_logger(__name__)
-
-
-class Product:
-    """`F.linear` with two copies of the weight: the plain one for a single row, one packed by oneDNN for several."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
-        self.weight, self.bias = weight, bias
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.contiguous())
-        # Measured: for a single row, MKL is faster on AVX2 (less overhead per call) and oneDNN on AVX-512.
-        in_mkl = weight.dtype == torch.float32 and torch.backends.cpu.get_cpu_capability() != "AVX512"
-        self.row_for_mkl = weight.shape[1] if in_mkl else 0
-        self.split()
-
-    def split(self) -> None:
-        """Split the weight into one part per thread, because MKL computes a product of one row on a single thread.
-
-        A weight stored by columns is split along the sum, a weight stored by rows along the output.
-        """
-        out_features, in_features = self.weight.shape
-        self.splits_sum = self.weight.t().is_contiguous()
-        self.n_parts = math.gcd(torch.get_num_threads(), in_features if self.splits_sum else out_features)
-        bias = torch.zeros(out_features) if self.bias is None else self.bias
-        if self.splits_sum:
-            self.parts = self.weight.t().unflatten(0, (self.n_parts, -1))  # (P, in / P, out)
-            self.part_biases = torch.zeros(self.n_parts, 1, out_features)
-            self.part_biases[0] = bias
-        else:
-            self.parts = self.weight.unflatten(0, (self.n_parts, -1)).mT  # (P, in, out / P)
-            self.part_biases = bias.view(self.n_parts, 1, -1)
-
-    def __call__(self, hidden_states):
-        if hidden_states.numel() != self.row_for_mkl:
-            return torch.ops.mkldnn._linear_pointwise(hidden_states, self.packed, self.bias, "none", [], "")
-        if self.n_parts == 1:
-            return F.linear(hidden_states, self.weight, self.bias)
-        if self.splits_sum:
-            output = torch.baddbmm(self.part_biases, hidden_states.view(self.n_parts, 1, -1), self.parts).sum(0)
-        else:
-            rows = hidden_states.view(1, 1, -1).expand(self.n_parts, -1, -1)
-            output = torch.baddbmm(self.part_biases, rows, self.parts)
-        return output.view(*hidden_states.shape[:-1], -1)
-
-
-class Int8Product:
-    """`F.linear` in int8, with one scale for each row of the weight and one for each row of the input."""
-
-    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
-        self.packed, self.bias, self.in_features = pack_int8(weight), bias, weight.shape[1]
-
-    def __call__(self, hidden_states):
-        if hidden_states.numel() == self.in_features:
-            return self.multiply(hidden_states) if self.bias is None else self.multiply(hidden_states).add_(self.bias)
-        # The operator has one scale for all rows: scaled to equal size first, no row loses precision to another.
-        size = hidden_states.abs().amax(-1, keepdim=True).clamp_(min=torch.finfo(hidden_states.dtype).tiny)
-        output = self.multiply(hidden_states / size).mul_(size)
-        return output if self.bias is None else output.add_(self.bias)
-
-    def multiply(self, hidden_states):
-        # 7 bits for the input, as in torch.ao: AVX2 adds two products in 16 bits, which 8 bits would overflow.
-        return torch.ops.quantized.linear_dynamic(hidden_states, self.packed, True)
 
 
 class PackedLayers:
@@ -94,7 +33,7 @@ class PackedLayers:
         complete: whether the products do all that the layers do. With adapters, pruning or hooks they do not.
     """
 
-    def __init__(self, module: nn.Module, product_class: type):
+    def __init__(self, module: nn.Module, product_class: type[Packed]):
         self.module, self.product_class = module, product_class
         self.dtype = next(module.parameters()).dtype
         self.forget()
@@ -133,9 +72,12 @@ class PackedLayers:
 
     @torch.no_grad()
     def pack(self, groups: list[list[nn.Linear]]) -> None:
-        self.weights = [lay_out(group) for group in groups]
-        biases = [join_biases(group) for group in groups]
-        self.products = [self.product_class(*both) for both in zip(self.weights, biases, strict=True)]
+        self.weights, self.products = [], []
+        for group in groups:
+            shape = (sum(layer.out_features for layer in group), group[0].in_features)
+            weight = lay_out(group, by_columns=self.product_class.stores_by_columns(shape, self.dtype))
+            self.weights.append(weight)
+            self.products.append(self.product_class(weight, join_biases(group)))
 
 
 def is_block(module: nn.Module) -> bool:
@@ -169,16 +111,11 @@ def join_biases(layers: list[nn.Linear]) -> torch.Tensor | None:
     return torch.cat([layer.bias for layer in layers]) if layers[0].bias is not None else None
 
 
-def lay_out(layers: list[nn.Linear]) -> torch.Tensor:
-    """Join the weights of `layers`, which become views of the result, and store them with the longer side in a row.
-
-    With one thread on AVX2, MKL reads (2304, 768) and (50257, 768) at 13 and 11 GB/s stored by rows and at 17 and 20
-    stored by columns, (768, 3072) at 18 by rows and 15 by columns; a plain sum reads 17. With two threads and a part
-    for each, the three are read at 23, 28 and 25, without parts at 18, 21 and 18, and a plain sum reads 25 to 30.
-    """
-    weight = torch.cat([layer.weight.detach() for layer in layers])  # (out, in)
-    if weight.shape[0] >= weight.shape[1]:
-        weight = weight.t().contiguous().t()
+def lay_out(layers: list[nn.Linear], by_columns: bool) -> torch.Tensor:
+    """Join the weights of `layers`, which become views of the result, stored by rows or by columns."""
+    weights = [layer.weight.detach() for layer in layers]
+    weight = weights[0] if len(weights) == 1 else torch.cat(weights)  # (out, in)
+    weight = weight.t().contiguous().t() if by_columns else weight.contiguous()
     for layer, part in zip(layers, weight.split([len(layer.weight) for layer in layers]), strict=True):
         layer.weight.data = part
     return weight
@@ -240,9 +177,10 @@ def optimize_for_inference(model: PreTrainedModel, weights: str | None = None) -
     """Make the model faster on the CPU, and return it. `restore_from_inference` undoes it.
 
     Results are those of the model up to rounding, in the model's own dtype, float32 or (where the CPU computes it)
-    bfloat16. With `weights="int8"` they are approximate. The weights are kept in memory beside their packed copies.
+    bfloat16. With `weights="int8"` or `"bf16"` they are approximate. The first call for a size of model measures for
+    about a second which kernels are the fastest. The weights are kept in memory beside their packed copies, if any.
     Nothing else changes: `generate`, `pipeline`, `save_pretrained`, `state_dict`, `copy.deepcopy` and `pickle` work as
-    before. Weights that change are packed again when the next text starts, that is, with an empty cache. Layers that
+    before. Weights that change count when the next text starts, that is, with an empty cache, or at once. Layers that
     get an adapter, a hook or pruning are no longer optimized.
 
     Weights may be stored by columns: code that needs them contiguous, such as random pruning, must restore them first.
@@ -251,7 +189,7 @@ def optimize_for_inference(model: PreTrainedModel, weights: str | None = None) -
     dtype, and if torch has no oneDNN or no FBGEMM.
     """
     check_can_be_packed(model, weights)
-    product_class = Int8Product if weights == "int8" else Product
+    product_class = PRODUCTS[weights]
     blocks = [module for module in model.modules() if is_block(module)]
     inside = {module for block in blocks for module in block.modules()}
     linears = [module for module in model.modules() if type(module) is nn.Linear and module not in inside]
@@ -277,6 +215,22 @@ def follow_weights(packed: list[PackedLayers], module: nn.Module, args: tuple, k
     if cache is None or cache.get_seq_length() == 0:
         for layers in packed:
             layers.refresh()
+
+
+def inference_report(model: PreTrainedModel) -> str:
+    """One line for each shape (out, in) of weights: the kernels for one row and for several rows, and, where they were
+    chosen by measuring, the GB/s at which they read the weight.
+
+    Raises ValueError for a model that is not optimized.
+    """
+    if not hasattr(model, "inference_undo"):
+        raise ValueError("The model is not optimized for inference: call model.optimize_for_inference() first.")
+    kernels = {}
+    for module in model.modules():
+        packed = vars(module).get("packed")
+        for weight, product in zip(packed.weights, packed.products, strict=True) if packed else ():
+            kernels[tuple(weight.shape)] = product.report()
+    return "\n".join(f"{shape}: {one}; several rows: {few}" for shape, (one, few) in kernels.items())
 
 
 def restore_from_inference(model: PreTrainedModel) -> PreTrainedModel:
@@ -306,8 +260,8 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def check_can_be_packed(model: PreTrainedModel, weights: str | None) -> None:
-    if weights not in (None, "int8"):
-        raise ValueError(f"weights={weights!r} is unknown: leave it out or give 'int8'.")
+    if weights not in PRODUCTS:
+        raise ValueError(f"weights={weights!r} is unknown: leave it out or give 'bf16' or 'int8'.")
     if any("packed" in vars(module) for module in model.modules()):
         raise ValueError(f"{RESTORE}: the model is optimized for inference already.")
     if any(module.training for module in model.modules()):
@@ -327,22 +281,12 @@ def check_can_be_packed(model: PreTrainedModel, weights: str | None) -> None:
 
 def check_dtype(model: PreTrainedModel, weights: str | None) -> None:
     dtypes = {parameter.dtype for parameter in model.parameters()}
-    if dtypes == {torch.bfloat16} and weights is None:
-        if not cpu_computes_bfloat16():
-            raise ValueError("This CPU does not compute bfloat16: load the model with dtype=torch.float32.")
-    elif dtypes != {torch.float32}:
+    in_bfloat16 = dtypes == {torch.bfloat16} and weights is None
+    if (in_bfloat16 or weights == "bf16") and not cpu_computes_bfloat16():
+        raise ValueError("This CPU does not compute bfloat16: load the model with dtype=torch.float32.")
+    if not in_bfloat16 and dtypes != {torch.float32}:
         names = ", ".join(sorted(str(dtype) for dtype in dtypes))
         raise ValueError(f"The weights are {names}: load the model with dtype=torch.float32.")
-
-
-def pack_int8(weight: torch.Tensor):
-    """FBGEMM's packed form of an (out, in) weight: int8 from -127 to 127 times a scale for each output."""
-    scales = weight.abs().amax(1).clamp(min=torch.finfo(weight.dtype).tiny) / 127  # (out,)
-    numbers = torch.round(weight / scales[:, None]).to(torch.int8)
-    no_shift = torch.zeros(len(scales), dtype=torch.long)
-    with warnings.catch_warnings(action="ignore", category=UserWarning):  # "deprecated", but FBGEMM takes nothing else
-        quantized = torch._make_per_channel_quantized_tensor(numbers, scales.double(), no_shift, 0)
-    return torch.ops.quantized.linear_prepack(quantized, None)
 
 
 def refuse_to_load(module, *_):

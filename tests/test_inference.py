@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.utils.prune
 from model_fixtures import fill, random_ids, relative_error, tiny_config, tiny_model, twins
+from test_cpu_kernels import FEW_ROWS, ONE_ROW, choose_always
 from transformers import AutoModelForCausalLM, pipeline
 
 from scratch_gpt2 import (
@@ -17,7 +18,7 @@ from scratch_gpt2 import (
     export_gpt2,
     hardware,
 )
-from scratch_gpt2.cpu_inference import Int8Product, Product, lay_out
+from scratch_gpt2.cpu_inference import lay_out
 
 OPTIONS = [None, "int8"]
 
@@ -37,70 +38,40 @@ def test_float32_logits_match_transformers(rows, length):
     assert relative_error(model(ids, logits_to_keep=1).logits, reference(ids).logits[:, -1:]) < 5e-6
 
 
-def test_int8_multiplies_as_by_hand():
-    """Scales 0.5 and 1 make the weights whole numbers; the input's 127 steps from 0 to 127 are whole numbers too."""
-    weight, bias = torch.zeros(24, 24), torch.full((24,), 0.25)
-    weight[0, :3] = torch.tensor([63.5, -1.0, 0.5])
-    weight[1, :3] = torch.tensor([2.0, 127.0, -4.0])
-    product = Int8Product(weight, bias)
-    inputs = torch.zeros(1, 24)
-    inputs[0, :3] = torch.tensor([1.0, 127.0, 10.0])
-    # 63.5 - 127 + 5 + 0.25 and 2 + 127 * 127 - 40 + 0.25
-    assert product(inputs)[0, :3].tolist() == pytest.approx([-58.25, 16091.25, 0.25], abs=1e-3)
-    both = product(torch.cat([inputs, inputs / 1000]))
-    assert both[1, :3].tolist() == pytest.approx([0.1915, 16.34125, 0.25], abs=1e-3)
-
-
-def test_weights_are_stored_by_their_longer_side():
+@pytest.mark.parametrize("by_columns, strides", [(True, (1, 3)), (False, (2, 1))])
+def test_weights_are_joined_and_stored(by_columns, strides):
     first, second = torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 1, bias=False)
     first.weight.data = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
     second.weight.data = torch.tensor([[5.0, 6.0]])
-    tall = lay_out([first, second])
-    assert tall.tolist() == [[1, 2], [3, 4], [5, 6]]
-    assert tall.stride() == (1, 3)
+    joined = lay_out([first, second], by_columns=by_columns)
+    assert joined.tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert joined.stride() == strides
     assert first.weight.tolist() == [[1, 2], [3, 4]] and second.weight.tolist() == [[5, 6]]
-    assert second.weight.untyped_storage().data_ptr() == tall.untyped_storage().data_ptr()
-    assert lay_out([second]).stride() == (2, 1)
+    assert second.weight.untyped_storage().data_ptr() == joined.untyped_storage().data_ptr()
+    assert lay_out([second], by_columns=False).stride() == (2, 1)
 
 
-@pytest.mark.parametrize("capability", ["AVX2", "AVX512"])
+@pytest.mark.parametrize("one", ONE_ROW)
+@pytest.mark.parametrize("few", FEW_ROWS)
 @torch.no_grad()
-def test_one_row_is_multiplied_as_by_hand_on_every_processor(monkeypatch, capability):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    product = Product(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([0.5, 0.0, 0.0]))
-    assert product(torch.tensor([[[1.0, 10.0]]])).tolist() == [[[21.5, 43, 65]]]
-    assert product(torch.tensor([[1.0, 10.0], [0, 1.0]])).tolist() == [[21.5, 43, 65], [2.5, 4, 6]]
+def test_every_kernel_gives_the_logits_of_transformers(monkeypatch, one, few):
+    choose_always(monkeypatch, one, few)
+    reference, model = twins(attention="sdpa")
+    model.optimize_for_inference()
+    for ids in (random_ids(1, 1), random_ids(1, 7), random_ids(3, 4)):
+        assert relative_error(model(ids).logits, reference(ids).logits) < 5e-6
 
 
-@pytest.fixture
-def two_threads():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.parametrize(
-    "weight, n_parts, cuts_sum",
-    [
-        ([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], 2, True),  # three outputs cannot be halved, the sum of two can
-        ([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], 2, False),
-        ([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0]], 1, True),
-    ],
-)
-@pytest.mark.parametrize("with_bias", [True, False])
-@torch.no_grad()
-def test_one_row_in_parts_is_the_whole_product(monkeypatch, two_threads, weight, n_parts, cuts_sum, with_bias):
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
-    layer = torch.nn.Linear(len(weight[0]), len(weight), bias=with_bias)
-    layer.weight.data = torch.tensor(weight)
-    if with_bias:
-        layer.bias.data = torch.arange(len(weight)) + 0.5
-    row = torch.tensor([[[1.0, 10.0, 100.0][: len(weight[0])]]])
-    product = Product(lay_out([layer]), layer.bias)
-    assert (product.n_parts, product.splits_sum) == (n_parts, cuts_sum)
-    expected = [sum(w * x for w, x in zip(line, row[0, 0].tolist(), strict=True)) for line in weight]
-    assert product(row).tolist() == [[[value + with_bias * (i + 0.5) for i, value in enumerate(expected)]]]
+def test_report_names_a_kernel_for_each_shape(monkeypatch):
+    choose_always(monkeypatch, "by columns", "oneDNN")
+    model = tiny_model()
+    with pytest.raises(ValueError, match=r"^The model is not optimized for inference: call .* first\.$"):
+        model.inference_report()
+    lines = model.optimize_for_inference().inference_report().splitlines()
+    assert lines[0] == "(72, 24): by columns at 20.0 GB/s; several rows: oneDNN at 10.0 GB/s"
+    assert [line.split(":")[0] for line in lines] == ["(72, 24)", "(24, 24)", "(96, 24)", "(24, 96)", "(61, 24)"]
+    model.restore_from_inference().optimize_for_inference("int8")
+    assert "(61, 24): FBGEMM int8, inputs in " in model.inference_report()
 
 
 @torch.no_grad()
@@ -109,14 +80,6 @@ def test_int8_logits_are_close():
     ids = random_ids(4, 20)
     error = relative_error(model.optimize_for_inference("int8")(ids).logits, reference(ids).logits)
     assert 1e-4 < error < 0.05
-
-
-def test_int8_rows_do_not_disturb_each_other():
-    generator = torch.Generator().manual_seed(0)
-    product = Int8Product(torch.randn(24, 24, generator=generator), None)
-    rows = torch.randn(2, 24, generator=generator)
-    rows[0] *= 1000
-    assert relative_error(product(rows)[1:], product(rows[1:])) < 0.02
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -248,6 +211,20 @@ def test_bfloat16_where_the_cpu_computes_it(monkeypatch):
         assert relative_error(model.optimize_for_inference()(ids).logits, expected) < 0.02
 
 
+@torch.no_grad()
+def test_bfloat16_weights_of_a_float32_model(monkeypatch):
+    model, ids = tiny_model(), random_ids(2, 5)
+    monkeypatch.setattr(cpu_inference, "cpu_computes_bfloat16", lambda: False)
+    with pytest.raises(ValueError, match="This CPU does not compute bfloat16"):
+        model.optimize_for_inference("bf16")
+    monkeypatch.undo()
+    if not hardware.cpu_computes_bfloat16():
+        pytest.skip("this CPU does not compute bfloat16")
+    expected = model(ids).logits
+    logits = model.optimize_for_inference("bf16")(ids).logits
+    assert logits.dtype == torch.float32 and 1e-4 < relative_error(logits, expected) < 0.02
+
+
 def with_adapter():
     from peft import LoraConfig, get_peft_model
 
@@ -259,7 +236,7 @@ def with_adapter():
     [
         (lambda: tiny_model().train(), None, "Call model.eval() first"),
         (lambda: tiny_model().optimize_for_inference(), None, "is optimized for inference already"),
-        (tiny_model, "int4", "weights='int4' is unknown"),
+        (tiny_model, "int4", "weights='int4' is unknown: leave it out or give 'bf16' or 'int8'."),
         (with_adapter, None, "Merge the adapter first (merge_and_unload)"),
         (lambda: tiny_model().half(), None, "The weights are torch.float16: load the model with dtype=torch.float32."),
         (lambda: tiny_model().bfloat16(), "int8", "The weights are torch.bfloat16: load"),
@@ -436,7 +413,8 @@ def test_int8_weights_are_packed_again():
 
 
 @torch.no_grad()
-def test_a_change_counts_from_the_next_text_on():
+def test_a_change_of_packed_weights_counts_from_the_next_text_on(monkeypatch):
+    choose_always(monkeypatch, "oneDNN", "oneDNN")
     model, ids = tiny_model().optimize_for_inference(), random_ids(1, 6)
     begun = model(ids[:, :5], use_cache=True).past_key_values
     expected = model(ids[:, 5:], past_key_values=copy.deepcopy(begun)).logits

@@ -20,7 +20,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "scratch_gpt2"
 # A module may import those of its own layer and of the layers before it. A folder stands for its modules.
 LAYERS = [
-    ["files", "hardware", "command_help", "configuration_scratch_gpt2", "linear_cross_entropy", "growing_cache"],
+    [
+        "files",
+        "hardware",
+        "command_help",
+        "configuration_scratch_gpt2",
+        "linear_cross_entropy",
+        "growing_cache",
+        "cpu_kernels",
+    ],
     ["checkpoint_files"],
     ["modeling_scratch_gpt2"],
     ["heads_scratch_gpt2", "openai_weights", "tokenization", "reference", "cpu_inference", "data"],
