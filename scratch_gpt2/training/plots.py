@@ -5,11 +5,8 @@ from pathlib import Path
 
 from ..files import new_figure, save_figure, write_atomically
 
-LOG_PANELS = {
-    "loss per token (nats)": ("loss", "eval_loss"),
-    "learning rate": ("learning_rate",),
-    "gradient norm": ("grad_norm",),
-}
+LOSS = {"training": "loss", "validation": "eval_loss"}
+SMALL_PANELS = {"learning rate": "learning_rate", "gradient norm": "grad_norm"}
 
 
 def plot_history(history: list[dict], path: str | os.PathLike, title: str = "Loss per token (nats)") -> None:
@@ -39,28 +36,30 @@ def _points(history: list[dict], key: str) -> list[tuple[int, float]]:
 
 
 def plot_log(history: list[dict], path: Path) -> None:
-    """Draw loss, learning rate and gradient norm over the steps, one below the other, into the PNG file `path`.
+    """Draw the loss over the steps, and small below it the learning rate and the gradient norm, into the PNG file
+    `path`.
 
     What was not logged has no panel; a history without any of them draws nothing. `history` is
     `trainer.state.log_history`.
     """
-    panels = []
-    for title, keys in LOG_PANELS.items():
-        curves = {key: _points(history, key) for key in keys}
-        if any(curves.values()):
-            panels.append((title, {key: points for key, points in curves.items() if points}))
-    if not panels:
+    losses = {label: points for label, key in LOSS.items() if (points := _points(history, key))}
+    small = {title: points for title, key in SMALL_PANELS.items() if (points := _points(history, key))}
+    if not losses and not small:
         return
-    figure = new_figure(figsize=(7, 3 * len(panels)))
-    for axes, (title, curves) in zip(
-        figure.subplots(len(panels), sharex=True, squeeze=False)[:, 0], panels, strict=True
-    ):
-        for key, points in curves.items():
-            axes.plot(*zip(*points, strict=True), label=key)
-        axes.set_ylabel(title)
-        axes.legend()
+    rows = ([["loss"] * max(1, len(small))] if losses else []) + ([list(small)] if small else [])
+    figure = new_figure(figsize=(8, 6 if len(rows) == 2 else 4))
+    panels = figure.subplot_mosaic(rows, height_ratios=[2.5, 1][: len(rows)])
+    for label, points in losses.items():
+        panels["loss"].plot(*zip(*points, strict=True), label=label)
+    if losses:
+        panels["loss"].set_ylabel("loss per token (nats)")
+        panels["loss"].legend()
+    for title, points in small.items():
+        panels[title].plot(*zip(*points, strict=True))
+        panels[title].set_title(title, fontsize="medium")
+    for axes in panels.values():
+        axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-    axes.set_xlabel("step")
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
