@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from scratch_gpt2.hub.card import render_card
+from scratch_gpt2.hub.card import read_kind, render_card
 
 JOB = {
     "base": "It continues stories for children. Give it a beginning such as `Once upon a time`.",
@@ -39,9 +39,9 @@ without digits or links. None of the data is in this repository.""",
 
 
 def write_card(folder: Path, *commands: str) -> None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config, task, auto_class = read_kind(folder)
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    about = ModelCardData(license="mit", library_name="transformers", tags=["scratch_gpt2"])
+    about = ModelCardData(license="mit", library_name="transformers", pipeline_tag=task, tags=["scratch_gpt2"])
     steps = "\n".join(f"python examples/{command}" for command in commands)
     notes = [
         JOB[folder.name] + " The weights are stored in bfloat16, and are under this project's licence, MIT.",
@@ -50,7 +50,17 @@ def write_card(folder: Path, *commands: str) -> None:
         *comparison(run),
     ]
     plots = sorted(file.stem for file in folder.glob("*.png"))
-    card = render_card(about, name=folder.name, config=config, run=run, plots=plots, notes="\n\n" + "\n\n".join(notes))
+    card = render_card(
+        about,
+        name=folder.name,
+        config=config,
+        run=run,
+        plots=plots,
+        notes="\n\n" + "\n\n".join(notes),
+        repo_id=f"space/checkpoints/{folder.name}",
+        auto_class=auto_class,
+        with_code=False,
+    )
     card.save(folder / "README.md")
 
 

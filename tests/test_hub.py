@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import LoopbackHub
-from huggingface_hub import ModelCard, constants, hf_api
+from huggingface_hub import ModelCard, ModelCardData, constants, hf_api
 from model_fixtures import fill
 from test_registration import HEADS, make_config, run_python
 from transformers import TrainingArguments
@@ -20,7 +20,7 @@ from transformers import TrainingArguments
 import scratch_gpt2
 from scratch_gpt2.data.rows import describe_hub
 from scratch_gpt2.data.text_classification import prepare, save_prepared
-from scratch_gpt2.hub.card import model_card
+from scratch_gpt2.hub.card import model_card, read_kind, render_card
 from scratch_gpt2.hub.push import files_to_push, push
 from scratch_gpt2.hub.run_record import public_options, record_run, without_folder
 from scratch_gpt2.training.pretraining import PretrainingTrainer
@@ -128,6 +128,23 @@ def test_the_card_describes_the_run(tiny_tokenizer, tmp_path):
     ]
     assert [part for part in expected if part not in card.text] == []
     assert [word for word in ("/home", TOKEN, "hub_token", "output_dir") if word in str(card)] == []
+
+
+@pytest.mark.parametrize("with_code", [True, False])
+def test_the_card_says_how_to_use_the_model(tiny_tokenizer, tmp_path, with_code):
+    """A model of the Space has no copy of the code beside it."""
+    config, task, auto_class = read_kind(save(tmp_path, tiny_tokenizer))
+    about = ModelCardData(pipeline_tag=task)
+    options = {"repo_id": "space/checkpoints/base", "auto_class": auto_class, "with_code": with_code}
+    card = render_card(about, name="base", config=config, run=None, **options)
+    blocks = re.findall(r"```python\n(.*?)```\n", card.text, re.DOTALL)
+    assert blocks[0] == (
+        "import scratch_gpt2\nfrom transformers import pipeline\n\n"
+        'pipe = pipeline("text-generation", "space/checkpoints/base")\n'
+    )
+    assert len(blocks) == 1 + with_code
+    assert ("trust_remote_code" in card.text) == with_code
+    assert card.text.count("```") == 2 * len(blocks)
 
 
 def test_only_public_options_are_recorded(tmp_path):

@@ -73,6 +73,7 @@ def render_card(
     notes: str = "",
     repo_id: str | None = None,
     auto_class: str = "AutoModel",
+    with_code: bool = True,
 ) -> ModelCard:
     """Render `card_template.md`.
 
@@ -85,6 +86,7 @@ def render_card(
         notes: Markdown to insert after the introduction.
         repo_id, auto_class: the model to load, and the class to load it with. Without `repo_id`, the section on using
             the model is left out.
+        with_code: whether the model's code lies beside it, so that it can be loaded without the package.
     """
     targets = config.get("target_modules") or []
     has_labels = "Classification" in (config.get("architectures") or [""])[0]
@@ -94,6 +96,7 @@ def render_card(
         name=name,
         repo_id=repo_id,
         auto_class=auto_class,
+        with_code=with_code,
         model_class=own_class(auto_class),
         config=config,
         adapter=config if "peft_type" in config else None,
