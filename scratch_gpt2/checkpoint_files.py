@@ -10,15 +10,21 @@ from collections.abc import Iterable
 from contextlib import contextmanager
 
 import torch
-from huggingface_hub import ResolvedRevision, constants, get_session
+from huggingface_hub import constants, get_session
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.utils.hub import cached_file, get_checkpoint_shard_files, is_offline_mode, resolve_revision
+from transformers.utils.hub import cached_file, get_checkpoint_shard_files, is_offline_mode
 from transformers.utils.import_utils import is_peft_available
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .configuration_scratch_gpt2 import ScratchGPT2Config
+
+try:
+    from huggingface_hub import ResolvedRevision
+    from transformers.utils.hub import resolve_revision
+except ImportError:  # older than the versions that the package needs, but not than those that a checkpoint needs
+    resolve_revision = None
 
 # What is copied beside the weights, so that a process without this package can load a checkpoint.
 TRAVELLING_FILES = (
@@ -81,6 +87,8 @@ def pin_revision(name_or_path, hub_kwargs: dict) -> dict:
         return hub_kwargs
     if not hub_answers():
         hub_kwargs = {**hub_kwargs, "local_files_only": True}
+    if resolve_revision is None:
+        return hub_kwargs
     about_hub = {name: hub_kwargs[name] for name in ("token", "local_files_only", "cache_dir") if name in hub_kwargs}
     revision = resolve_revision(name_or_path, hub_kwargs.get("revision"), **about_hub)
     if isinstance(revision, ResolvedRevision):
