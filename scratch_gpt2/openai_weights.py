@@ -134,7 +134,7 @@ def read_checkpoint(model_class: type[PreTrainedModel], name_or_path, kwargs: di
 def export_gpt2(
     model: PreTrainedModel, folder: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> None:
-    """Write `model`, and a `tokenizer`, as an equivalent transformers GPT-2, which transformers, vLLM and mlx-lm read.
+    """Write `model`, and a `tokenizer`, as an equivalent transformers GPT-2.
 
     A language model's tensors have the names of OpenAI's own repositories, without "transformer.", which mlx-lm asks
     for, unless its head has weights of its own. Files with the same names in `folder` are replaced atomically,
