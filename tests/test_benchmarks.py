@@ -269,3 +269,22 @@ def test_a_step_is_counted_in_tokens_and_flops(benchmark, monkeypatch):
     assert (ours["tokens_per_second"], ours["speed"]) == (1024, 2)
     assert ours["tflops_per_second"] == pytest.approx(0.787971833856)
     assert ours["mfu"] == pytest.approx(0.0787971833856)
+
+
+def test_time_to_loss_finds_where_a_curve_reaches_the_reference(benchmark):
+    time_to_loss = benchmark("time_to_loss")
+    points = [{"tokens": tokens, "loss": loss} for tokens, loss in ((1, 5.0), (100, 3.0), (300, 2.0), (400, 2.5))]
+    assert time_to_loss.crossing(points, 2.25, "tokens") == 250
+    assert time_to_loss.crossing(points, 3.0, "tokens") == 100
+    assert time_to_loss.crossing(points, 1.9, "tokens") is None
+
+
+def test_time_to_loss_reads_the_same_windows_for_everybody(benchmark, tmp_path):
+    time_to_loss = benchmark("time_to_loss")
+    (tmp_path / "text").write_text("abcdefghij" * 9 + "abcdefgabc")
+    args = SimpleNamespace(text=[tmp_path / "text"], vocab_size=None, data=tmp_path, length=3, eval_tokens=6)
+    assert time_to_loss.read_tokens(args, tmp_path) == 10
+    inputs, targets = time_to_loss.held_out_windows(args)
+    assert inputs.tolist() == [[0, 1, 2], [3, 4, 5]] and targets.tolist() == [[1, 2, 3], [4, 5, 6]]
+    blocks = time_to_loss.training_blocks(args)
+    assert blocks[1]["input_ids"].tolist() == [2, 3, 4] and len(blocks) == 44
