@@ -1,12 +1,13 @@
 """Answers `--help` and mistyped options of a script before its imports, which take seconds.
 
-Every script runs this file first. Ctrl-C during the imports then ends in one line too, and an import reports nothing
-that does not matter here.
+Every script runs this file first. Ctrl-C and a missing package during the imports then end in one line too, and an
+import reports nothing that does not matter here.
 """
 
 import importlib.util
 import logging
 import sys
+import warnings
 from pathlib import Path
 
 
@@ -29,6 +30,9 @@ def answer_at_once() -> None:
 def end_in_one_line(kind: type[BaseException], error: BaseException, traceback) -> None:
     if kind is KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
+    elif kind is ModuleNotFoundError and error.name and importlib.util.find_spec(error.name.split(".")[0]) is None:
+        package = error.name.split(".")[0]
+        print(f"error: {Path(sys.argv[0]).name} needs {package}: pip install {package}.", file=sys.stderr)
     else:
         sys.__excepthook__(kind, error, traceback)
 
@@ -36,4 +40,5 @@ def end_in_one_line(kind: type[BaseException], error: BaseException, traceback) 
 sys.excepthook = end_in_one_line
 # On some CPUs bitsandbytes warns that an optional kernel is missing, also where nothing is in 4 bits.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated")  # TRL reads it
 answer_at_once()

@@ -19,7 +19,8 @@ trained model will read texts. Precision, recall and F1 are those of the rarer o
 
 All of transformers' TrainingArguments can be set too: `--num_train_epochs`, `--seed`, `--train_sampling_strategy
 group_by_length` (batches of texts of similar length: for the SMS messages 1.05 tokens are computed per token of text
-instead of 2.36). To continue a run that was stopped, add `--resume` to its command.
+instead of 2.36). To continue a run that was stopped, add `--resume` to its command. `--eval_only`
+measures the classifier `--model` on the test texts instead, and writes evaluation.json.
 
 The output folder gets the model and its tokenizer (adapters are merged, and also saved in adapter/), metrics.json,
 epochs.png, confusion_matrix.png and the numbers in both as .json, and run.json for the model card.
@@ -41,6 +42,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from scratch_gpt2 import ScratchGPT2ForSequenceClassification
 from scratch_gpt2.cli import given_options, parse_arguments, run_main
+from scratch_gpt2.command_help import LENGTH_ALIASES, MODEL_ALIASES, TOKENIZER_ALIASES
 from scratch_gpt2.data.rows import hub_id
 from scratch_gpt2.data.text_classification import load_prepared
 from scratch_gpt2.hardware import keep_freed_memory
@@ -66,6 +68,7 @@ from scratch_gpt2.training.classification import (
     positive_label,
 )
 from scratch_gpt2.training.classification_report import check_explainable, explain, one_line, report
+from scratch_gpt2.training.evaluation_only import check_evaluation, evaluates_only, write_evaluation
 from scratch_gpt2.training.freezing import train_only
 from scratch_gpt2.training.identity import check_identity, fingerprint, same_path
 from scratch_gpt2.training.recipes import CLASSIFICATION_LEARNING_RATES, ClassificationArguments
@@ -83,21 +86,33 @@ METRICS = ("loss", "accuracy", "precision", "recall", "f1", "roc_auc")
 @dataclass
 class Arguments:
     model: str = field(
-        metadata={"help": "Model to start from: folder or Hub id of a GPT-2, ours or OpenAI's.", "public": True}
+        metadata={
+            "help": "Model to start from: folder or Hub id of a GPT-2, ours or OpenAI's.",
+            "public": True,
+            "aliases": MODEL_ALIASES,
+        }
     )
     data: str | None = field(
         default=None, metadata={"help": "Folder from examples/prepare_classification.py.", "public": True}
     )
     tokenizer: str | None = field(
         default=None,
-        metadata={"help": "Folder, Hub id or tiktoken:gpt2; by default the model's.", "public": True},
+        metadata={
+            "help": "Folder, Hub id or tiktoken:gpt2; by default the model's.",
+            "public": True,
+            "aliases": TOKENIZER_ALIASES,
+        },
     )
     train: Literal["head", "last_block", "all", "lora"] = field(
         default="last_block", metadata={"help": "What is trained; the rest is frozen.", "public": True}
     )
     max_length: int | None = field(
         default=None,
-        metadata={"help": "Cut training texts to this many tokens; by default to n_positions.", "public": True},
+        metadata={
+            "help": "Cut training texts to this many tokens; by default to n_positions.",
+            "public": True,
+            "aliases": LENGTH_ALIASES,
+        },
     )
     dropout: float = field(default=0.0, metadata={"help": "Dropout in what is trained.", "public": True})
     class_weights: bool = field(
@@ -118,7 +133,10 @@ class Arguments:
     trunk_cache: str | None = field(
         default=None, metadata={"help": "Folder to keep them in; by default one in output_dir, removed at the end."}
     )
-    lora_rank: int = field(default=4, metadata={"help": "With --train lora: rank of the adapters.", "public": True})
+    lora_rank: int = field(
+        default=4,
+        metadata={"help": "With --train lora: rank of the adapters.", "public": True, "aliases": ["--lora_r"]},
+    )
     lora_alpha: int = field(
         default=8, metadata={"help": "With --train lora: the scale of the adapters is alpha / rank.", "public": True}
     )
@@ -244,11 +262,31 @@ def record(arguments: Arguments, args: ClassificationArguments, source: str | No
     )
 
 
+def evaluate_only(arguments: Arguments, args: ClassificationArguments) -> None:
+    """Measure a classifier on the test texts; train nothing."""
+    check_evaluation(args, inputs=(arguments.model, arguments.data))
+    data = load_prepared(arguments.data)
+    if head_labels(arguments.model) is None:
+        raise ValueError(f"{arguments.model} is not a classifier; leave out --eval_only to train one.")
+    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
+    model = load_classifier(arguments.model, data.label_names, tokenizer)
+    fit_tokenizer(tokenizer, model)
+    positive = positive_label(data.splits["train"], list(model.config.id2label.values()), wanted=arguments.positive)
+    splits, _ = encode_splits(data, tokenizer, model.config)
+    trainer = make_trainer(model, args, tokenizer, splits, positive=positive)
+    measured = trainer.predict(trainer.test_rows).metrics
+    metrics = {name: measured[f"test_{name}"] for name in METRICS if f"test_{name}" in measured}
+    source = hub_id(data.report["source"]) or arguments.data
+    write_evaluation(args, model=arguments.model, data=[source], split="test", metrics=metrics)
+
+
 def main() -> None:
     arguments, args = parse_arguments(Arguments, ClassificationArguments, description=__doc__, defaults=recipe)
     if arguments.data is None:
         return explain_only(arguments)
     check(arguments, args)
+    if evaluates_only(args):
+        return evaluate_only(arguments, args)
     keep_freed_memory()
     data = load_prepared(arguments.data)
     check_labels(data)

@@ -18,6 +18,7 @@ A run that was stopped, even by kill -9, continues if `--resume` is added to the
 newest complete checkpoint and becomes the same run: the same data in the same order and the same random numbers, if
 the number of processes and the rows per process are the same. The learning rate, the weight decay, the schedule and
 the number of steps may change; data, seed, sizes and tokens per step may not. Ctrl-C saves a checkpoint first.
+`--eval_only` measures the loss of `--model` on the validation text instead, and writes evaluation.json.
 
 The output folder gets the model and its tokenizer, checkpoint-N, log.jsonl, curves.png, samples/, and run.json for the
 model card. `--push_to_hub --hub_model_id me/gpt2` pushes every checkpoint, and the model at the end.
@@ -39,6 +40,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
 from scratch_gpt2.cli import given_options, parse_arguments, run_main
+from scratch_gpt2.command_help import LENGTH_ALIASES, MODEL_ALIASES, TOKENIZER_ALIASES
 from scratch_gpt2.data.rows import hub_id
 from scratch_gpt2.data.text_sources import find_files, parse_separator
 from scratch_gpt2.data.text_to_shards import TextSource, text_to_shards
@@ -51,6 +53,12 @@ from scratch_gpt2.tokenization import load_tokenizer
 from scratch_gpt2.training.callbacks import HellaSwagCallback, LogCallback, SampleCallback
 from scratch_gpt2.training.checkpoints import checkpoint_to_resume
 from scratch_gpt2.training.checks import check_output_dir, check_training_arguments, remove_results
+from scratch_gpt2.training.evaluation_only import (
+    check_evaluation,
+    evaluates_only,
+    load_evaluated,
+    write_evaluation,
+)
 from scratch_gpt2.training.identity import check_identity, fingerprint, same_path
 from scratch_gpt2.training.pretraining import (
     PretrainingTrainer,
@@ -96,7 +104,12 @@ class ModelArguments:
         default="gpt2", metadata={"help": "Size of a new model.", "public": True}
     )
     model: str | None = field(
-        default=None, metadata={"help": "Checkpoint to continue: a folder or a Hub id.", "public": True}
+        default=None,
+        metadata={
+            "help": "Checkpoint to continue: a folder or a Hub id.",
+            "public": True,
+            "aliases": MODEL_ALIASES,
+        },
     )
     n_layer: int | None = field(default=None, metadata={"help": "Blocks, instead of the preset's.", "public": True})
     n_embd: int | None = field(default=None, metadata={"help": "Width, instead of the preset's.", "public": True})
@@ -112,13 +125,19 @@ class ModelArguments:
 @dataclass
 class DataArguments:
     data: str | None = field(
-        default=None, metadata={"help": "Folder of token shards, text file, or quoted glob.", "public": True}
+        default=None,
+        metadata={
+            "help": "Folder of token shards, text file, or quoted glob.",
+            "public": True,
+            "aliases": ["--train_file"],
+        },
     )
     tokenizer: str | None = field(
         default=None,
         metadata={
             "help": "Folder, Hub id or tiktoken:gpt2; by default that of the shards, of the model, or GPT-2's.",
             "public": True,
+            "aliases": TOKENIZER_ALIASES,
         },
     )
     vocab_size: int | None = field(
@@ -129,7 +148,12 @@ class DataArguments:
         metadata={"help": "Text between documents in the text files; '' switches it off.", "public": True},
     )
     block_length: int | None = field(
-        default=None, metadata={"help": "Tokens per row; n_positions by default.", "public": True}
+        default=None,
+        metadata={
+            "help": "Tokens per row; n_positions by default.",
+            "public": True,
+            "aliases": [*LENGTH_ALIASES, "--max_length"],
+        },
     )
     tokens_per_step: int = field(
         default=524_288, metadata={"help": "Tokens per optimizer step, over all processes.", "public": True}
@@ -262,6 +286,11 @@ def header(trainer: PretrainingTrainer, optimizer: str, checkpoint: str | None) 
     )
 
 
+def evaluated_blocks(validation: TokenShards, data_args: DataArguments) -> Subset:
+    blocks = max(1, data_args.eval_tokens // validation.block_length)
+    return Subset(validation, range(min(len(validation), blocks)))
+
+
 def make_trainer(groups: tuple, examples: list[Example]) -> tuple[PretrainingTrainer, SampleCallback]:
     """The trainer with its model, data and callbacks; nothing has been trained or written except token shards."""
     model_args, data_args, run_args, args = groups
@@ -274,8 +303,7 @@ def make_trainer(groups: tuple, examples: list[Example]) -> tuple[PretrainingTra
     model = model or new_model(config, tokenizer, model_args.dropout)
     train.check_fits(tokenizer, model.config)
     tokenizer.model_max_length = config.n_positions
-    blocks = min(len(validation), max(1, data_args.eval_tokens // block_length))
-    evaluated = Subset(validation, range(blocks))
+    evaluated = evaluated_blocks(validation, data_args)
     trainer = PretrainingTrainer(
         model,
         args,
@@ -338,6 +366,34 @@ def report(trainer: PretrainingTrainer, metrics: dict, prompt: str, sample: str)
     print(f"    print(transformers.pipeline('text-generation', {folder!r})('The'))")
 
 
+def evaluate_only(groups: tuple) -> None:
+    """Measure the loss of `--model` on the validation text of `--data`; train nothing."""
+    model_args, data_args, run_args, args = groups
+    if model_args.model is None:
+        raise ValueError("--model is missing: name the checkpoint to evaluate.")
+    check_evaluation(args, inputs=(model_args.model, data_args.data, data_args.tokenizer))
+    model = load_evaluated(model_args.model)
+    with args.main_process_first(desc="tokenization"):
+        folder, tokenizer = open_data(data_args, model_args, run_args, args)
+    validation = TokenShards(folder, data_args.block_length or model.config.n_positions, "validation")
+    validation.check_fits(tokenizer, model.config)
+    trainer = PretrainingTrainer(
+        model,
+        args,
+        run_args.optimizer,
+        tokens_per_step=data_args.tokens_per_step,
+        block_length=validation.block_length,
+        bytes_per_token=predicted_bytes_per_token(evaluated := evaluated_blocks(validation, data_args), tokenizer),
+        eval_dataset=evaluated,
+        processing_class=tokenizer,
+    )
+    trainer.evaluate()
+    metrics = metrics_of_step(trainer.state.log_history, 0)
+    metrics["perplexity"] = exponential(metrics["loss"])
+    data = run_for_card(groups, folder)["data"]
+    write_evaluation(args, model=model_args.model, data=data, split="validation", metrics=metrics)
+
+
 def main() -> None:
     groups = parse_arguments(
         ModelArguments,
@@ -351,6 +407,8 @@ def main() -> None:
     check_launch(args)
     check_training_arguments(args, metrics=("loss", "bits_per_byte"))
     check_options(*groups)
+    if evaluates_only(args):
+        return evaluate_only(groups)
     resuming = run_args.resume or args.resume_from_checkpoint is not None
     inputs = (model_args.model, data_args.data, data_args.tokenizer, run_args.hellaswag)
     check_output_dir(args.output_dir, inputs=inputs, resume=resuming, overwrite=args.overwrite_output_dir)

@@ -17,7 +17,8 @@ The defaults suit 124M parameters on one small GPU. With less memory, halve --pe
 --gradient_accumulation_steps, or add --activation_checkpointing. All of transformers' TrainingArguments can be set
 too. `--lora` trains adapters only, `--qlora` does so on top of weights in 4 bits (pip install bitsandbytes).
 
-To continue a run that was stopped, add `--resume` to its command. The output folder gets the model with the lowest
+To continue a run that was stopped, add `--resume` to its command. `--eval_only` measures the loss of `--model` on the
+test rows instead, and writes evaluation.json. The output folder gets the model with the lowest
 validation loss (or its adapter) and the tokenizer, test.json with the held-out rows for examples/respond.py,
 checkpoint-N, log.jsonl, curves.png, and run.json for the model card. `--push_to_hub --hub_model_id me/assistant`
 pushes every checkpoint, and at the end the model or its adapter; the base of an adapter has to be on the Hub.
@@ -40,6 +41,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from scratch_gpt2 import ScratchGPT2Config
 from scratch_gpt2.cli import given_options, parse_arguments, run_main
+from scratch_gpt2.command_help import LENGTH_ALIASES, MODEL_ALIASES, ROW_ALIASES, TOKENIZER_ALIASES
 from scratch_gpt2.data.collators import PackingCollator, PaddingCollator, Row
 from scratch_gpt2.data.instructions import Conversation, encode_prompt, read_instructions, show_mask, split
 from scratch_gpt2.evaluation.perplexity import exponential
@@ -57,6 +59,12 @@ from scratch_gpt2.training.checks import (
     check_training_arguments,
     open_output_dir,
     remove_results,
+)
+from scratch_gpt2.training.evaluation_only import (
+    check_evaluation,
+    evaluates_only,
+    load_evaluated,
+    write_evaluation,
 )
 from scratch_gpt2.training.identity import check_identity, fingerprint, same_path
 from scratch_gpt2.training.recipes import LORA_LEARNING_RATE, PACKED_BATCH, InstructionArguments
@@ -102,27 +110,33 @@ SMOKE_ROWS = [
 ]
 
 
-def public(help_text: str) -> dict:
+def public(help_text: str, aliases: list[str] | None = None) -> dict:
     """Metadata of an option that the run record, and with it the model card, may show."""
-    return {"help": help_text, "public": True}
+    return {"help": help_text, "public": True, "aliases": aliases or []}
 
 
 @dataclass
 class ModelArguments:
     model: str = field(
-        default="openai-community/gpt2", metadata=public("Checkpoint to start from: a folder or a Hub id.")
+        default="openai-community/gpt2",
+        metadata=public("Checkpoint to start from: a folder or a Hub id.", MODEL_ALIASES),
     )
     tokenizer: str | None = field(
-        default=None, metadata=public("Folder, Hub id or tiktoken:gpt2; by default the model's.")
+        default=None, metadata=public("Folder, Hub id or tiktoken:gpt2; by default the model's.", TOKENIZER_ALIASES)
     )
     dropout: float = field(default=0.0, metadata=public("Dropout in all layers; try 0.1 with little data."))
-    lora: bool = field(default=False, metadata=public("Train low-rank adapters instead of the whole model."))
+    lora: bool = field(
+        default=False, metadata=public("Train low-rank adapters instead of the whole model.", ["--use_peft"])
+    )
     qlora: bool = field(default=False, metadata=public("Train low-rank adapters on a base in 4 bits (bitsandbytes)."))
-    lora_rank: int = field(default=16, metadata=public("Rank of the adapters."))
+    lora_rank: int = field(default=16, metadata=public("Rank of the adapters.", ["--lora_r"]))
     lora_alpha: int = field(default=32, metadata=public("The adapters' output is scaled by lora_alpha / lora_rank."))
     lora_dropout: float = field(default=0.0, metadata=public("Dropout before the adapters."))
     target_modules: list[str] | None = field(
-        default=None, metadata=public("Layers to adapt, such as q_proj v_proj; by default all of the blocks.")
+        default=None,
+        metadata=public(
+            "Layers to adapt, such as q_proj v_proj; by default all of the blocks.", ["--lora_target_modules"]
+        ),
     )
     merge: bool = field(
         default=False, metadata=public("Save the adapted model as an ordinary one, and its adapter in adapter/.")
@@ -135,12 +149,14 @@ class ModelArguments:
 
 @dataclass
 class DataArguments:
-    data: list[str] | None = field(default=None, metadata=public("Files of rows, or Hub data sets."))
+    data: list[str] | None = field(default=None, metadata=public("Files of rows, or Hub data sets.", ROW_ALIASES))
     max_rows: int | None = field(default=None, metadata=public("Use only the first N rows."))
     validation: float = field(default=0.05, metadata=public("Share of the rows for validation."))
     test: float = field(default=0.1, metadata=public("Share of the rows held out in test.json."))
-    max_length: int | None = field(default=None, metadata=public("Maximum tokens per row; by default n_positions."))
-    pack: bool = field(default=False, metadata=public("Put several conversations into one row."))
+    max_length: int | None = field(
+        default=None, metadata=public("Maximum tokens per row; by default n_positions.", LENGTH_ALIASES)
+    )
+    pack: bool = field(default=False, metadata=public("Put several conversations into one row.", ["--packing"]))
     train_on_prompt: bool = field(default=False, metadata=public("Learn the prompts too, as some tutorials do."))
 
 
@@ -267,6 +283,11 @@ def encode(
     return encoded
 
 
+def show(tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> None:
+    shown = (show_mask(tokenizer, row) for row in rows)
+    PartialState().print("", *shown, sep="\n\n" + "-" * 80 + "\n\n")
+
+
 def check_test_rows(tokenizer: PreTrainedTokenizerBase, conversations: list[Conversation]) -> None:
     """Raise now what examples/respond.py would raise after the training."""
     for conversation in conversations:
@@ -337,11 +358,35 @@ With --merge, the folder would hold an ordinary model."""
     return f"{chat}\n\n    {respond_command}" if tested else chat
 
 
+def evaluate_only(groups: tuple) -> None:
+    """Measure the loss of `--model` on the test rows; train nothing."""
+    model_args, data_args, _, args = groups
+    if not data_args.test:
+        raise ValueError("--test is 0, so no rows are held out; give the share that the training had.")
+    check_evaluation(args, inputs=(model_args.model, *(data_args.data or ())))
+    *_, test = read_parts(data_args, seed=args.seed)
+    tokenizer = load_tokenizer(model_args.tokenizer or model_args.model)
+    model = load_evaluated(model_args.model)
+    length = row_length(data_args.max_length, positions=model.config.n_positions)
+    rows, line = encode_part(
+        "test", test, tokenizer, max_length=length, packed=False, train_on_prompt=data_args.train_on_prompt
+    )
+    PartialState().print(line, flush=True)
+    trainer = LanguageModelTrainer(
+        model, args, eval_dataset=rows, data_collator=PaddingCollator(tokenizer.pad_token_id)
+    )
+    loss = trainer.evaluate()["eval_loss"]
+    metrics = {"loss": loss, "perplexity": exponential(loss)}
+    write_evaluation(args, model=model_args.model, data=data_args.data, split="test", metrics=metrics)
+
+
 def main() -> None:
     model_args, data_args, run_args, args = groups = parse_arguments(
         ModelArguments, DataArguments, RunArguments, InstructionArguments, description=__doc__, defaults=recipe
     )
     check(model_args, data_args, run_args, args)
+    if evaluates_only(args):
+        return evaluate_only(groups)
     keep_freed_memory()
     inputs = (model_args.model, model_args.tokenizer, *(data_args.data or ()))
     checkpoint, overwrite = None, False
@@ -361,9 +406,7 @@ def main() -> None:
     train_rows, validation_rows = encode(tokenizer, (train, validation), length, data_args)
     check_test_rows(tokenizer, test)
     if run_args.show:
-        shown = (show_mask(tokenizer, row) for row in train_rows[: run_args.show])
-        PartialState().print("", *shown, sep="\n\n" + "-" * 80 + "\n\n")
-        return
+        return show(tokenizer, train_rows[: run_args.show])
     check_row_count(args, rows=len(train_rows))
     trainer = LanguageModelTrainer(
         model,

@@ -40,7 +40,7 @@ def parse_arguments(
     for a configuration file that cannot be used, and whatever a dataclass raises.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    script = os.path.relpath(sys.argv[0]) if sys.argv[0] else "script.py"
+    script = sys.argv[0] or "script.py"
     parser = Parser(groups, add_help=False)
     parser.add_argument("--config")
     if "-h" in arguments or "--help" in arguments or "--help-all" in arguments:
@@ -102,11 +102,12 @@ def read_config(file: Path, parser: Parser) -> dict[str, Any]:
         raise ValueError(f"{file} is not a valid configuration file: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{file} must hold options and their values, such as `output_dir: runs/model`.")
-    actions = {action.dest: action for action in parser._actions if action.dest != "config"}
+    with_value = [action for action in parser._actions if action.dest != "config" and action.nargs != 0]
+    actions = {option.lstrip("-"): action for action in with_value for option in action.option_strings}
     for name in values:
         if name not in actions:
             raise ValueError(f"{file}: {unknown_option(f'--{name}', actions)}")
-    return {name: convert(value, actions[name], f"{file}: {name}") for name, value in values.items()}
+    return {actions[name].dest: convert(value, actions[name], f"{file}: {name}") for name, value in values.items()}
 
 
 def convert(value: Any, action: argparse.Action, name: str) -> Any:

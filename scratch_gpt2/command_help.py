@@ -19,9 +19,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-# What run_clm.py, TRL and litgpt call it, and what our scripts do.
+# What run_clm.py, TRL and litgpt call our options: they work as aliases in the training scripts.
+MODEL_ALIASES = ["--model_name_or_path", "--checkpoint_dir"]
+TOKENIZER_ALIASES = ["--tokenizer_name", "--tokenizer_name_or_path"]
+LENGTH_ALIASES = ["--block_size", "--max_seq_length", "--max_seq_len"]
+ROW_ALIASES = ["--train_file", "--dataset_name", "--dataset"]
+# Suggested where there is no such alias.
 SYNONYMS = {
     "model_name_or_path": "model",
+    "model_name": "model",
     "checkpoint_dir": "model",
     "tokenizer_name": "tokenizer",
     "dataset_name": "data",
@@ -30,11 +36,44 @@ SYNONYMS = {
     "block_size": "block_length",
     "max_seq_length": "max_length",
     "max_seq_len": "max_length",
-    "use_peft": "lora",
-    "lora_r": "lora_rank",
-    "max_train_samples": "max_rows",
-    "packing": "pack",
     "out_dir": "output_dir",
+    "lr": "learning_rate",
+}
+# Options of those scripts that would mean something else here: an option of ours, and what to know of it.
+INSTEAD = {
+    "train_file": [("early_stopping", "make a folder from FILE with examples/prepare_classification.py --input FILE")],
+    "dataset_name": [("early_stopping", "make a folder from it with examples/prepare_classification.py --hub NAME")],
+    "validation_file": [
+        ("eval_tokens", "the validation text is a part of --data, and --eval_tokens says how much of it is evaluated"),
+        ("validation", "the validation rows are a share of --data, which --validation sets"),
+        ("early_stopping", "the folder of --data holds the validation and test rows"),
+    ],
+    "validation_split_percentage": [("validation", "--validation takes a share, such as 0.05 for 5 percent")],
+    "max_train_samples": [("max_rows", "--max_rows N reads the first N rows, before they are split")],
+    "max_eval_samples": [
+        ("eval_tokens", "--eval_tokens counts tokens"),
+        ("validation", "--validation sets the share of the rows that is evaluated"),
+    ],
+    "config_name": [("preset", "--preset, --n_layer, --n_embd and --n_head choose the size of a new model")],
+    "completion_only_loss": [("train_on_prompt", "only the answers are learned unless --train_on_prompt is given")],
+    "load_in_4bit": [("qlora", "--qlora trains adapters on weights in 4 bits")],
+    "load_in_8bit": [("qlora", "weights in 8 bits are not supported, and --qlora uses 4 bits")],
+    "dtype": [("bf16", "the weights are trained in float32, and --bf16 computes in bfloat16")],
+}
+INSTEAD |= {
+    "model_type": INSTEAD["config_name"],
+    "model_name": INSTEAD["config_name"],
+    "config_overrides": INSTEAD["config_name"],
+    "dataset": INSTEAD["dataset_name"],
+    "test_file": INSTEAD["validation_file"],
+    "assistant_only_loss": INSTEAD["completion_only_loss"],
+    "torch_dtype": INSTEAD["dtype"],
+}
+# Dataclasses of transformers and TRL, and where their options are.
+LIBRARY = {
+    "TrainingArguments": ("transformers", "training_args.py"),
+    "_BaseConfig": ("trl", "trainer/base_config.py"),
+    "DPOConfig": ("trl", "trainer/dpo_config.py"),
 }
 CONFIG_HELP = "YAML or JSON file of options; the command line overrides it."
 
@@ -43,20 +82,24 @@ def format_help(script: str, description: str, groups: Iterable[type], everythin
     """The text of `--help`, or of `--help-all` with `everything`.
 
     Args:
-        script: how the script is called, such as `examples/sft.py`.
+        script: the script's file, such as `examples/sft.py`.
         description: the script's docstring. Its indented paragraphs are examples and come last.
         groups: dataclasses of the options. Of a subclass of TrainingArguments only the recipe is shown, that is, the
             defaults that the subclass sets, unless `everything` is true.
     """
     width = min(shutil.get_terminal_size().columns, 120)
+    if is_installed(script):
+        description = with_installed_names(description, Path(script).parent)
     paragraphs = description.strip("\n").split("\n\n")
     examples = [paragraph for paragraph in paragraphs if paragraph.startswith(" ")]
     texts = [textwrap.fill(" ".join(p.split()), width) for p in paragraphs if not p.startswith(" ")]
-    parts = [f"usage: python {script} [CONFIG.yaml] [--OPTION VALUE ...]", *texts]
+    parts = [f"usage: {called(script)} [CONFIG.yaml] [--OPTION VALUE ...]", *texts]
     own = [field for group in groups if not is_recipe(group) for field in dataclasses.fields(group)]
     rows = [option_row(field.name, described(field), default_text(field), width) for field in own]
     rows.append(option_row("config", CONFIG_HELP, None, width))
     parts.append("options:\n" + "\n".join(rows))
+    if aliases := [f"{alias} = --{field.name}" for field in own for alias in field.metadata.get("aliases", [])]:
+        parts.append(textwrap.fill(f"other names of options: {', '.join(aliases)}.", width, break_on_hyphens=False))
     for recipe in filter(is_recipe, groups):
         if everything:
             fields = list(dataclasses.fields(recipe))
@@ -79,6 +122,29 @@ def format_help(script: str, description: str, groups: Iterable[type], everythin
     return "\n\n".join(parts) + "\n"
 
 
+def is_installed(script: str) -> bool:
+    """Whether a script is one of a wheel, which calls its folder `scratch_gpt2_examples`."""
+    return Path(script).parent.name == "scratch_gpt2_examples"
+
+
+def called(script: str) -> str:
+    """How to call a script."""
+    if is_installed(script):
+        return f"scratch-gpt2 {Path(script).stem.replace('_', '-')}"
+    return f"python {os.path.relpath(script)}"
+
+
+def with_installed_names(text: str, folder: Path) -> str:
+    """A description with the commands that a wheel has instead of the files in `examples`."""
+
+    def command(found: re.Match) -> str:
+        return f"scratch-gpt2 {found[1].replace('_', '-')}"
+
+    text = re.sub(r"(--num_processes \d+) examples/(\w+)\.py", r"\1 -m scratch_gpt2_examples.\2", text)
+    text = re.sub(r"(?:python )?examples/(\w+)\.py", command, text)
+    return text.replace("examples/accelerate/", f"{folder}/accelerate/")
+
+
 def described(field: dataclasses.Field) -> str:
     """A field's help, with what it can be."""
     literal = typing.get_args(field.type) if typing.get_origin(field.type) is typing.Literal else ()
@@ -94,7 +160,7 @@ def recipe_fields(recipe: type) -> list[dataclasses.Field]:
     """The fields that subclasses of TrainingArguments add or give another default."""
     names: dict[str, None] = {}
     for base in reversed(recipe.__mro__):
-        if is_recipe(base) and base.__name__ != "TrainingArguments":
+        if is_recipe(base) and base.__name__ not in LIBRARY:
             names |= dict.fromkeys(inspect.get_annotations(base))
     by_name = {field.name: field for field in dataclasses.fields(recipe)}
     return [by_name[name] for name in names]
@@ -144,6 +210,9 @@ def unknown_option(argument: str, known: Iterable[str]) -> str:
     if not name.startswith("--"):
         return f"{argument!r} belongs to no option; see --help."
     plain = name[2:].replace("-", "_")
+    for ours, reason in INSTEAD.get(plain, []):
+        if ours in known:
+            return f"{name} is not an option: {reason}."
     match = SYNONYMS.get(plain)
     if match not in known:
         match = next(iter(difflib.get_close_matches(plain, known, n=1)), None)
@@ -172,10 +241,10 @@ def answer(script: str, arguments: list[str]) -> tuple[str, int] | None:
     except (KeyError, ValueError):
         return None
     if "--help" in arguments or "-h" in arguments:
-        return format_help(os.path.relpath(script), description, groups), 0
+        return format_help(script, description, groups), 0
     known = set(option_names(groups))
     if any(map(is_recipe, groups)):
-        known |= training_argument_names()
+        known |= library_options(groups)
     unknown = find_unknown(arguments, known)
     return None if unknown is None else (f"error: {unknown_option(unknown, known)}\n", 2)
 
@@ -199,19 +268,23 @@ def script_groups(script: Path) -> tuple[list[type], str]:
     tree = ast.parse(script.read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
     (call,) = [node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "parse_arguments"]
-    recipes = Path(__file__).parent / "training" / "recipes.py"
-    classes = execute_dataclasses(ast.parse(recipes.read_text(encoding="utf-8"))) | execute_dataclasses(tree)
+    classes: dict[str, Any] = {}
+    for name in ("recipes", "preferences"):
+        file = Path(__file__).parent / "training" / f"{name}.py"
+        classes |= execute_dataclasses(ast.parse(file.read_text(encoding="utf-8")), classes)
+    classes |= execute_dataclasses(tree)
     groups = [classes[ast.unparse(argument)] for argument in call.args]
     return groups, ast.get_docstring(tree, clean=False) or ""
 
 
-def execute_dataclasses(tree: ast.Module) -> dict[str, Any]:
-    """The dataclasses of a module and the constants that they use, by name.
+def execute_dataclasses(tree: ast.Module, known: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The dataclasses of a module and the constants that they use, by name; those of other modules are in `known`.
 
     Of what a dataclass inherits from other modules only the name is kept. Statements that need an import are left out,
     except the import of constants from this package.
     """
-    scope: dict = {"dataclass": dataclasses.dataclass, "field": dataclasses.field, "Literal": typing.Literal}
+    scope: dict = dict(known or {})
+    scope |= {"dataclass": dataclasses.dataclass, "field": dataclasses.field, "Literal": typing.Literal}
     scope["__name__"] = __name__
     for node in tree.body:
         if isinstance(node, ast.ImportFrom):
@@ -233,7 +306,8 @@ def execute_dataclasses(tree: ast.Module) -> dict[str, Any]:
 
 def imported_constants(node: ast.ImportFrom) -> dict[str, Any]:
     wanted = [alias.name for alias in node.names if alias.name.isupper()]
-    package, _, module = (node.module or "").partition(".")
+    name = f"scratch_gpt2.{node.module}" if node.level == 2 else node.module or ""  # `from ..module` of a sub-package
+    package, _, module = name.partition(".")
     file = Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py")
     if package != "scratch_gpt2" or not wanted or not file.is_file():
         return {}
@@ -247,11 +321,18 @@ def is_defined(expression: ast.expr, scope: dict) -> bool:
     )
 
 
-def training_argument_names() -> set[str]:
-    """The fields of transformers.TrainingArguments, from its source: importing it takes seconds."""
-    package = importlib.util.find_spec("transformers")
-    assert package is not None and package.origin is not None
-    source = Path(package.origin).with_name("training_args.py").read_text(encoding="utf-8")
-    classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
-    body = classes["TrainingArguments"].body
-    return {node.target.id for node in body if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}
+def library_options(groups: Iterable[type]) -> set[str]:
+    """The fields that `groups` inherit from the dataclasses in `LIBRARY`, from their source: importing them takes
+    seconds."""
+    bases = {base.__name__ for group in groups for base in group.__mro__}
+    bases |= {"_BaseConfig"} if "DPOConfig" in bases else set()
+    names = set()
+    for name, (package, file) in LIBRARY.items():
+        found = importlib.util.find_spec(package) if name in bases else None
+        if found is None or found.origin is None:
+            continue
+        tree = ast.parse(Path(found.origin).parent.joinpath(file).read_text(encoding="utf-8"))
+        classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+        fields = [node.target for node in classes[name].body if isinstance(node, ast.AnnAssign)]
+        names |= {target.id for target in fields if isinstance(target, ast.Name)}
+    return names

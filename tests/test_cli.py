@@ -16,6 +16,18 @@ from scratch_gpt2.cli import given_options, parse_arguments, run_main
 from scratch_gpt2.training.recipes import ClassificationArguments, InstructionArguments, PretrainingArguments
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def script_dataclasses(name, monkeypatch):
+    """The dataclasses of a script's options, from the script itself."""
+    specification = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(specification)
+    monkeypatch.setitem(sys.modules, name, module)  # dataclasses look their module up by its name
+    specification.loader.exec_module(module)
+    groups, _ = command_help.script_groups(EXAMPLES / f"{name}.py")
+    return [getattr(module, group.__name__) for group in groups]
+
+
 DESCRIPTION = """Do something.
 
     python examples/something.py --lora
@@ -107,6 +119,67 @@ class TestParsing:
             parse(*arguments)
         assert end.value.code == 2
         assert capsys.readouterr().err == message
+
+
+class TestNamesOfOtherScripts:
+    """What run_clm.py, run_classification.py, TRL and litgpt call our options."""
+
+    @pytest.mark.parametrize(
+        ("script", "arguments", "expected"),
+        [
+            (
+                "pretrain",
+                "--model_name_or_path m --tokenizer_name t --train_file a.txt --block_size 128 --out_dir o",
+                {"model": "m", "tokenizer": "t", "data": "a.txt", "block_length": 128, "output_dir": "o"},
+            ),
+            ("pretrain", "--checkpoint_dir m --max_seq_length 64", {"model": "m", "block_length": 64}),
+            ("pretrain", "--max_length 32", {"block_length": 32}),
+            (
+                "sft",
+                "--model_name_or_path m --dataset_name d --max_seq_length 64 --packing --use_peft --lora_r 8",
+                {"model": "m", "data": ["d"], "max_length": 64, "pack": True, "lora": True, "lora_rank": 8},
+            ),
+            ("sft", "--dataset d --lora_target_modules q_proj", {"data": ["d"], "target_modules": ["q_proj"]}),
+            ("sft", "--train_file a.json b.json", {"data": ["a.json", "b.json"]}),
+            ("classify", "--model_name_or_path m --max_seq_length 64", {"model": "m", "max_length": 64}),
+            ("classify", "--model m --tokenizer_name t --lora_r 2", {"tokenizer": "t", "lora_rank": 2}),
+        ],
+    )
+    def test_they_are_ours(self, script, arguments, expected, monkeypatch, tmp_path):
+        groups = script_dataclasses(script, monkeypatch)
+        parsed = parse_arguments(*groups, description="", arguments=arguments.split())
+        assert {name: getattr(g, name) for g in parsed for name in expected if hasattr(g, name)} == expected
+        assert set().union(*map(given_options, parsed)) >= expected.keys()
+
+    def test_in_a_file_too(self, monkeypatch, tmp_path):
+        (tmp_path / "run.yaml").write_text("model_name_or_path: m\nblock_size: 16\noverwrite: true\n")
+        groups = script_dataclasses("pretrain", monkeypatch)
+        model_args, data_args, *_, args = parse_arguments(
+            *groups, description="", arguments=[str(tmp_path / "run.yaml")]
+        )
+        assert (model_args.model, data_args.block_length, args.overwrite_output_dir) == ("m", 16, True)
+
+    @pytest.mark.parametrize(
+        ("script", "option", "sentence"),
+        [
+            ("classify", "--train_file", "make a folder from FILE with examples/prepare_classification.py"),
+            ("classify", "--dataset_name", "make a folder from it with examples/prepare_classification.py --hub NAME"),
+            ("sft", "--max_train_samples", "--max_rows N reads the first N rows, before they are split."),
+            ("sft", "--validation_split_percentage", "--validation takes a share, such as 0.05 for 5 percent."),
+            ("sft", "--assistant_only_loss", "only the answers are learned unless --train_on_prompt is given."),
+            ("sft", "--load_in_4bit", "--qlora trains adapters on weights in 4 bits."),
+            (
+                "pretrain",
+                "--config_name",
+                "--preset, --n_layer, --n_embd and --n_head choose the size of a new model.",
+            ),
+            ("pretrain", "--validation_file", "the validation text is a part of --data, and --eval_tokens says"),
+            ("pretrain", "--torch_dtype", "the weights are trained in float32, and --bf16 computes in bfloat16."),
+        ],
+    )
+    def test_what_would_mean_something_else_is_explained(self, script, option, sentence):
+        text, code = command_help.answer(str(EXAMPLES / f"{script}.py"), [option, "x"])
+        assert code == 2 and text.startswith(f"error: {option} is not an option: {sentence}") and text.count("\n") == 1
 
 
 class TestConfigFile:
@@ -271,13 +344,9 @@ class TestAnswersBeforeTheImports:
 
     @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
     def test_every_script_has_its_dataclasses_and_description(self, script, monkeypatch):
-        specification = importlib.util.spec_from_file_location(script.stem, script)
-        module = importlib.util.module_from_spec(specification)
-        monkeypatch.setitem(sys.modules, script.stem, module)  # dataclasses look their module up by its name
-        specification.loader.exec_module(module)
+        real = script_dataclasses(script.stem, monkeypatch)
         groups, description = command_help.script_groups(script)
-        assert description == module.__doc__
-        real = [getattr(module, group.__name__) for group in groups]
+        assert description == sys.modules[script.stem].__doc__
         assert command_help.format_help("s", description, groups) == command_help.format_help("s", description, real)
         assert "examples:\n    " in command_help.format_help("s", description, groups)
 

@@ -400,7 +400,7 @@ def test_trackers_get_hellaswag_and_its_time_is_not_trainings(tiny_tokenizer, he
         ({"--data": "BOOK", "--optimizer": "muon", "--optim": "adafactor"}, r"--optim chooses another optimizer than"),
         ({"--data": "BOOK", "--hellaswag_rows": 3}, r"--hellaswag_rows needs --hellaswag"),
         ({"--data": "BOOK", "--sample_steps": -1}, r"sample_steps is -1 but must be at least 0"),
-        ({"--data": "BOOK", "--do_eval": "true"}, r"ask for an evaluation only"),
+        ({"--data": "BOOK", "--do_eval": "true"}, r"^--model is missing: name the checkpoint to evaluate"),
         (
             {"--data": "BOOK", "--metric_for_best_model": "unknown"},
             r"metric_for_best_model is 'unknown'; choose one of",

@@ -37,6 +37,7 @@ SMOKE = {
     # Two documents may write into the same folder.
     "examples/classify.py --data": "--num_train_epochs 1 --overwrite",
     "examples/sft.py": "--max_steps 2 --eval_steps 2 --save_steps 2 --samples 1 --overwrite",
+    "examples/dpo.py": "--max_steps 2 --eval_steps 2 --save_steps 2 --validation 0.2 --test 0.2 --overwrite",
     "examples/respond.py": "--max_new_tokens 4 --overwrite",
     "examples/compare_models.py": "--smoke",
 }
@@ -78,6 +79,8 @@ def workplace(tmp_path_factory):
     (folder / "SMSSpamCollection").write_text("\n".join(messages) + "\n")
     rows = [{"instruction": f"Count to {n}.", "input": "", "output": "1 2 3 4 5 6"[: 2 * n]} for n in range(1, 41)]
     (folder / "instruction-data.json").write_text(json.dumps(rows))
+    pairs = [row | {"chosen": row["output"], "rejected": "No."} for row in rows]
+    (folder / "instruction-data-with-preference.json").write_text(json.dumps(pairs))
     write_rows(folder / "hellaswag_val.jsonl", ROWS)
     done = shell("python examples/quickstart.py", folder)
     assert done.returncode == 0, done.stderr

@@ -207,7 +207,7 @@ def test_every_argument_is_in_a_group():
     assert {field.name for field in dataclasses.fields(TrainingArguments)} == known
     for recipe in (ClassificationArguments, InstructionArguments, PretrainingArguments):
         own = {field.name for field in dataclasses.fields(recipe)} - known
-        assert own == {"overwrite_output_dir"}
+        assert own == {"overwrite_output_dir", "eval_only"}
 
 
 @pytest.mark.parametrize("group", range(len(ACCEPTED)))

@@ -20,7 +20,7 @@ import math
 import random
 import unicodedata
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -162,9 +162,17 @@ def checked_messages(messages: object, origin: str, column: str = "messages") ->
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
+class Prompted(Protocol):
+    @property
+    def prompt(self) -> list[dict[str, str]]: ...
+
+
+Row = TypeVar("Row", bound=Prompted)
+
+
 def split(
-    rows: list[Conversation], seed: int, fractions: tuple[float, float, float] = (0.85, 0.05, 0.1)
-) -> tuple[list[Conversation], list[Conversation], list[Conversation]]:
+    rows: list[Row], seed: int, fractions: tuple[float, float, float] = (0.85, 0.05, 0.1)
+) -> tuple[list[Row], list[Row], list[Row]]:
     """Rows for training, validation and test, shuffled by `seed`. Rows with the same prompt, also in another Unicode
     normalization, stay together, so that no test question has been trained on; the sizes may therefore differ from
     `fractions` by a few rows.
@@ -175,14 +183,14 @@ def split(
         raise ValueError(
             f"The fractions {fractions} for training, validation and test must sum to 1, and none may be negative."
         )
-    groups: dict[str, list[Conversation]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(unicodedata.normalize("NFC", json.dumps(row.prompt, ensure_ascii=False)), []).append(row)
     shuffled = list(groups.values())
     random.Random(seed).shuffle(shuffled)
 
     ends = [round(len(rows) * sum(fractions[: part + 1])) for part in range(3)]
-    parts: tuple[list[Conversation], list[Conversation], list[Conversation]] = ([], [], [])
+    parts: tuple[list[Row], list[Row], list[Row]] = ([], [], [])
     done = 0
     for group in shuffled:
         parts[next(part for part in range(3) if done < ends[part])].extend(group)

@@ -6,7 +6,12 @@ import math
 import os
 import platform
 import re
+import shlex
+import sys
+import time
 from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -18,6 +23,8 @@ from .. import __version__
 from ..files import write_json
 
 RUN_FILE = "run.json"
+OTHER_PACKAGES = ("accelerate", "tokenizers", "datasets", "peft", "trl")  # recorded where they are used
+START = time.monotonic()  # a script imports this file before its work begins
 # What may be published of transformers' TrainingArguments: what decides the result of a run. The rest names folders,
 # accounts and tokens, or describes the machine.
 PUBLIC_TRAINING_ARGUMENTS = {
@@ -60,10 +67,14 @@ def record_run(
         "metrics": {name: float(value) for name, value in metrics.items() if math.isfinite(value)},
         "samples": [list(sample) for sample in samples],
         "hardware": describe_hardware(),
+        "command": public_command(sys.argv),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.monotonic() - START, 1),
         "versions": {
             "scratch_gpt2": __version__,
             "transformers": transformers.__version__,
             "torch": torch.__version__,
+            **{name: version(name) for name in OTHER_PACKAGES if name in sys.modules},
             "python": platform.python_version(),
         },
     }
@@ -89,6 +100,22 @@ def public_options(groups: Iterable) -> dict:
             if is_public and (value or None) != (default_of(library.get(entry.name, entry)) or None):
                 options[entry.name] = without_folder(value)
     return options
+
+
+def public_command(arguments: list[str]) -> str:
+    """A command line as one types it, without the folders of paths and without tokens."""
+    words, hidden = [], False
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        is_token = option.replace("-", "_").strip("_") in ("hub_token", "push_to_hub_token")
+        if hidden or (is_token and equals):
+            words.append("..." if hidden else f"{option}=...")
+        elif equals and option.startswith("--"):
+            words.append(f"{option}={without_folder(value)}")
+        else:
+            words.append(without_folder(argument))
+        hidden = is_token and not equals
+    return shlex.join(words)
 
 
 def without_folder(value):

@@ -18,21 +18,27 @@ def add_lora(
     dropout: float = 0.0,
     target_modules: list[str] | str | None = None,
 ) -> PeftModel:
-    """Freeze `model` and add trainable low-rank adapters (Hu et al. 2021, arXiv:2106.09685).
+    """Freeze `model` and add trainable low-rank adapters (Hu et al. 2021, arXiv:2106.09685), those of `lora_config`.
 
+    Raises ValueError for target modules that the model does not have.
+    """
+    model.enable_input_require_grads()  # without it, gradient checkpointing finds nothing to train in the first block
+    return get_peft_model(model, lora_config(task_type, rank, alpha, dropout, target_modules))
+
+
+def lora_config(
+    task_type: str, rank: int, alpha: int, dropout: float = 0.0, target_modules: list[str] | str | None = None
+) -> LoraConfig:
+    """
     Args:
         task_type: as PEFT names it, such as `CAUSAL_LM` or `SEQ_CLS`; a classifier's head is trained and saved too.
         alpha: the adapters' output is scaled by `alpha / rank`.
         target_modules: names of layers, or `all-linear`; by default all matrices of the blocks.
-
-    Raises ValueError for target modules that the model does not have.
     """
-    config = LoraConfig(
+    return LoraConfig(
         task_type=task_type,
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=target_modules or LORA_TARGETS,
     )
-    model.enable_input_require_grads()  # without it, gradient checkpointing finds nothing to train in the first block
-    return get_peft_model(model, config)

@@ -9,7 +9,6 @@ from huggingface_hub import whoami
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 from transformers.trainer_utils import HubStrategy
 
-from ..cli import given_options
 from ..configuration_scratch_gpt2 import ScratchGPT2Config
 from ..hardware import cpu_computes_bfloat16
 from ..hub.card import adapter_base
@@ -61,11 +60,6 @@ def check_launch(args: TrainingArguments) -> None:
     accelerate uses several processes only with GPUs or when told to use the CPU, and FSDP only with GPUs. It does not
     say so, and each process would train a model of its own into the same folder. Emulated bfloat16 is only warned of.
     """
-    if given_options(args) & {"do_eval", "do_predict"} and not args.do_train:
-        raise ValueError(
-            "--do_eval and --do_predict without --do_train ask for an evaluation only, but this script trains; leave "
-            "them out, or evaluate a model with examples/perplexity.py."
-        )
     if args.bf16 and args.device.type == "cpu" and not cpu_computes_bfloat16():
         logger.warning("This CPU emulates bfloat16, which is about a hundred times slower: leave out --bf16.")
     launched = int(os.environ.get("WORLD_SIZE", 1))

@@ -98,6 +98,18 @@ class PushingTrainer(Trainer):
             if group["weight_decay"] > 0:
                 group["weight_decay"] = self.args.weight_decay
 
+    def _issue_warnings_after_load(self, load_result) -> None:
+        """A tied head has no weights of its own in a checkpoint, which is no reason to warn."""
+        tied = set(getattr(self.model, "_tied_weights_keys", None) or ())
+        if (
+            load_result.missing_keys
+            and set(load_result.missing_keys) <= tied
+            and self.model.config.tie_word_embeddings
+        ):
+            self.model.tie_weights()
+            load_result = load_result._replace(missing_keys=[])
+        super()._issue_warnings_after_load(load_result)
+
     def _run_epoch(self, **kwargs) -> None:
         """Trainer (5.23) takes one step more where a finished run is resumed, say, because its end was not saved."""
         if self.state.global_step >= self.state.max_steps:
