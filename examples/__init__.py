@@ -1,0 +1,1 @@
+"""The example scripts. A wheel installs them as `scratch_gpt2_examples`, with the command `scratch-gpt2`."""
