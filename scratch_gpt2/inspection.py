@@ -7,6 +7,7 @@ are those of `modeling_scratch_gpt2.py`.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -84,7 +85,7 @@ def attribution_steps(
                 yield []
                 continue
             attributions = ((end - start)[0].float() * gradient).sum(-1)  # (T, C) -> (T,)
-            yield join_characters(tokenizer, input_ids[0].tolist(), attributions.tolist())
+            yield as_written(text, join_characters(tokenizer, input_ids[0].tolist(), attributions.tolist()))
 
 
 def check_inputs(model, tokenizer, input_ids: torch.Tensor, text: str) -> None:
@@ -185,6 +186,15 @@ def join_characters(tokenizer, ids: list[int], attributions: list[float]) -> lis
             joined.append((piece, total))
             begun, total = [], 0.0
     return joined
+
+
+def as_written(text: str, pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
+    """The pieces with the capitals of `text`, where the tokenizer reads them as small letters."""
+    joined = "".join(piece for piece, _ in pieces)
+    if joined != text.lower() or len(joined) != len(text):
+        return pieces
+    characters = iter(text)
+    return [("".join(islice(characters, len(piece))), attribution) for piece, attribution in pieces]
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from make_messages import SPAM, filter_metrics, join_corpora, tfidf_metrics
 from measures import answer_rows, assistant_metrics, bits_per_byte, likeliest, stories
 from models import Checkpoints
 from safetensors.torch import load_file, save_file
+from tokenizers.normalizers import Lowercase
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification, load_tokenizer
@@ -91,6 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="+", type=Path, required=True, help="folders with the data sets")
     parser.add_argument("--work", type=Path, default=Path("runs/space"), help="folder for data and runs")
+    parser.add_argument("--base_steps", type=int, default=BASE_STEPS, help="steps of the base (default: %(default)s)")
     parser.add_argument(
         "--only", choices=["base", "assistant", "spam"], help="make this one, from a base that is there"
     )
@@ -148,11 +150,15 @@ def make_spam(data: list[Path], work: Path) -> None:
 
 def adapt(messages: Path, work: Path, adapted: Path) -> None:
     """The first blocks of the base, trained on as a language model on the training messages (ULMFiT's second stage,
-    Howard and Ruder 2018, arXiv:1801.06146, section 3.2)."""
+    Howard and Ruder 2018, arXiv:1801.06146, section 3.2). Its tokenizer reads capitals as small letters: whoever
+    shouts is not a spammer for that, and whoever whispers may be one."""
     first = work / "first_blocks"
     if not first.is_dir():
-        model = ScratchGPT2ForCausalLM.from_pretrained(CHECKPOINTS / "base", n_layer=FILTER_LAYERS)
-        load_tokenizer(CHECKPOINTS / "base").save_pretrained(first)
+        model = ScratchGPT2ForCausalLM.from_pretrained(CHECKPOINTS / "base")
+        model.model.layers, model.config.n_layer = model.model.layers[:FILTER_LAYERS], FILTER_LAYERS
+        tokenizer = load_tokenizer(CHECKPOINTS / "base")
+        tokenizer.backend_tokenizer.normalizer = Lowercase()
+        tokenizer.save_pretrained(first)
         model.save_pretrained(first)
     shards = f"--document_separator '{SEPARATOR}'"
     files = ("--input", messages, "--tokenizer", first, "--output", work / "message_shards")

@@ -42,6 +42,17 @@ SMALL_TALK_TEST = {
     WELCOME: ["Thank you so much!"],
     GOODBYE: ["Bye, see you!"],
 }
+# Names of many countries, for half of the stories: a model learns to copy a name where it cannot guess it.
+NAMES = """
+Adaeze Ahmed Akira Alejandro Amara Amir Anders Andrei Anika Antonio Anya Arjun Asha Astrid Ayaan Bao Beatriz Bilal
+Bjorn Bruno Camila Carlos Carmen Chen Chidi Chiara Dalia Darius Deepa Diego Dilan Elena Elias Emeka Emre Enzo
+Esther Fatima Felix Filip Francesca Freya Gabriel Giulia Hamza Hana Hassan Hiro Hugo Ibrahim Ines Irina Isamu Ivan
+Jabari Jin Joao Jorge Kaito Kamal Karim Katya Kenji Khadija Kiran Lars Layla Leila Lorenzo Lucia Magnus Malik
+Marisol Marta Mei Mikhail Mina Mohamed Nadia Naomi Natasha Nia Niko Nikhil Noor Nuno Olga Oskar Pablo Paolo Pavel
+Pedro Petra Rafael Rahul Rania Rashid Rosa Ruben Sana Sanjay Santiago Selma Sergio Sofia Soren Sunita Svetlana
+Tariq Tatiana Thabo Thiago Tomas Uma Valentina Vikram Viktor Wanjiru Wei Xavier Yara Yasmin Youssef Yusuf Zahra
+Zainab Zara Zeynep Zoya
+"""
 # Names that no story has, for the test.
 NEW_NAMES = ("Ravi", "Priya", "Kofi", "Ingrid", "Mateo", "Yuki", "Omar", "Zsofia", "Dmitri", "Aisha")
 
@@ -54,7 +65,7 @@ OPPOSITE = ("What is the opposite of '{}'?", "What is an antonym of '{}'?", "Giv
 OPPOSITE_TEST = "Name the opposite of '{}'."
 
 MAX_STORY_CHARACTERS = 900
-STORIES, SPELLINGS, PLURALS, REFUSALS, TWO_TURNS = 1500, 900, 400, 500, 150
+STORIES, SPELLINGS, PLURALS, REFUSALS, TWO_TURNS = 7500, 1900, 400, 900, 300
 TEST_STORIES, TEST_WORDS, TEST_REFUSALS = 20, 40, 40
 
 NAMED = re.compile(r"\ban? ((?:\w+ )?\w+) (?:named|called) ([A-Z][a-z]+)\b")
@@ -159,16 +170,16 @@ def ending_of(story: str) -> str | None:
 def story_rows(stories: list[str], words: StoryWords, rng: random.Random, count: int) -> list[dict]:
     short = [story for story in stories if len(story) <= MAX_STORY_CHARACTERS]
     sad = [story for story in short if ending_of(story) == "sad"]
-    chosen = rng.sample(short, count - count // 10) + rng.sample(sad, count // 10)
+    chosen = rng.sample(short, count - count // 10) + rng.sample(sad, min(len(sad), count // 10))
     return [story_row(with_other_name(story, words, rng), words, rng) for story in chosen]
 
 
 def with_other_name(story: str, words: StoryWords, rng: random.Random) -> str:
-    """Half of the stories get another name from another story, or a name would tell the story."""
+    """Nine stories in ten get another name, of another story or of NAMES, or a name would tell the story."""
     name = main_name(story)
-    if name is None or rng.random() < 0.5:
+    if name is None or rng.random() < 0.1:
         return story
-    other = rng.choice(words.names_like(name))
+    other = rng.choice(NAMES.split() if rng.random() < 0.5 else words.names_like(name))
     return story if other in story else re.sub(rf"\b{name}\b", other, story)
 
 
@@ -229,10 +240,10 @@ def spelling_rows(lines: list[dict], words: StoryWords, rng: random.Random) -> t
     known = sorted(spelt for spelt in letters if words.stories_with[spelt.replace("-", "").lower()] > 0)
     rng.shuffle(known)
     rows = [
-        row("spelling", rng.choice(SPELL).format(spelt.replace("-", "").lower()), spelt)
+        [row("spelling", wording.format(spelt.replace("-", "").lower()), spelt) for wording in rng.sample(SPELL, 2)]
         for spelt in known[: SPELLINGS + TEST_WORDS]
     ]
-    return rows[TEST_WORDS:], rows[:TEST_WORDS]
+    return [one for both in rows[TEST_WORDS:] for one in both], [first for first, _ in rows[:TEST_WORDS]]
 
 
 def plural_rows(words: StoryWords, rng: random.Random) -> tuple[list[dict], list[dict]]:

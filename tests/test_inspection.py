@@ -8,7 +8,7 @@ import transformers
 from model_fixtures import NO_DROPOUT
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForSequenceClassification, inspection
-from scratch_gpt2.inspection import attribution_steps, join_characters, token_attributions
+from scratch_gpt2.inspection import as_written, attribution_steps, join_characters, token_attributions
 from scratch_gpt2.tokenization import train_tokenizer
 
 WORDS = ["cat", "dog", "sun", "tea", "car", "sky", "hat", "map"]
@@ -232,6 +232,12 @@ def test_tokens_that_make_up_one_character_are_joined(tiny_tokenizer):
     assert "".join(piece for piece, _ in joined) == "a £ \ufffd!"
     assert ("£", 2.0) in joined  # two bytes in UTF-8
     assert sum(value for _, value in joined) == len(ids)
+
+
+def test_capitals_that_the_tokenizer_reads_as_small_letters_are_kept():
+    pieces = [("win", 1.0), (" £", 0.5), ("90!", -1.0)]
+    assert as_written("WIN £90!", pieces) == [("WIN", 1.0), (" £", 0.5), ("90!", -1.0)]
+    assert as_written("\u0130win", [("i\u0307", 1.0), ("win", 0.5)]) == [("i\u0307", 1.0), ("win", 0.5)]
 
 
 def test_steps_end_with_the_result_and_restore_training_mode_when_abandoned(tiny_tokenizer):

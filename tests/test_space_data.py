@@ -166,11 +166,12 @@ def test_filter_metrics_on_two_corpora():
     }  # fmt: skip
 
 
-def test_only_training_messages_are_varied():
-    rows = [{"text": f"Call 0{number} now", "label": "spam"} for number in range(50)]
+def test_training_messages_with_digits_or_links_come_twice():
+    rows = [{"text": text, "label": "spam"} for text in ("Call 08 now", "hello", "see www.win.com", "12")]
     data = PreparedClassification({"train": rows, "validation": rows, "test": rows}, ["spam"], {"splits": {}})
     varied = make_messages.with_variants(data)
     assert varied.splits["validation"] == rows
     assert varied.splits["test"] == rows
-    changed = sum(new != old for new, old in zip(varied.splits["train"], rows, strict=True))
-    assert 5 <= changed <= 20
+    assert [row["text"] for row in varied.splits["train"]] == [
+        "Call 08 now", "Call  now", "hello", "see www.win.com", "see", "12"
+    ]  # fmt: skip
