@@ -25,7 +25,7 @@ from measures import answer_rows, assistant_metrics, bits_per_byte, likeliest, s
 from models import Checkpoints
 from safetensors.torch import load_file, save_file
 from tokenizers.normalizers import Lowercase
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification, load_tokenizer
 from scratch_gpt2.cli import run_main
@@ -156,14 +156,20 @@ def adapt(messages: Path, work: Path, adapted: Path) -> None:
     if not first.is_dir():
         model = ScratchGPT2ForCausalLM.from_pretrained(CHECKPOINTS / "base")
         model.model.layers, model.config.n_layer = model.model.layers[:FILTER_LAYERS], FILTER_LAYERS
-        tokenizer = load_tokenizer(CHECKPOINTS / "base")
-        tokenizer.backend_tokenizer.normalizer = Lowercase()
-        tokenizer.save_pretrained(first)
+        lower_case(load_tokenizer(CHECKPOINTS / "base")).save_pretrained(first)
         model.save_pretrained(first)
     shards = f"--document_separator '{SEPARATOR}'"
     files = ("--input", messages, "--tokenizer", first, "--output", work / "message_shards")
     run_script(EXAMPLES / "prepare_text.py", shards, *files)
     train("pretrain.py", ADAPTED, adapted, "--model", first, "--data", work / "message_shards")
+
+
+def lower_case(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+    """Of another class than GPT2Tokenizer, which drops the normalizer of a tokenizer.json when it reads it."""
+    tokenizer.backend_tokenizer.normalizer = Lowercase()
+    names = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template", "model_max_length")
+    kept = {name: getattr(tokenizer, name) for name in names}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **kept)
 
 
 def train(script: str, recipe: str, run: Path, *files: str | Path) -> None:
