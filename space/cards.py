@@ -10,7 +10,7 @@ from scratch_gpt2.hub.card import read_kind, render_card
 JOB = {
     "base": "It continues stories for children. Give it a beginning such as `Once upon a time`.",
     "assistant": """It tells a short story on request (about whom, with which words, with a happy or sad ending),
-continues a story, spells words, and gives plurals and common opposites. It greets, says what it is, and answers
+continues a story, and gives plurals and common opposites. It greets, says what it is, and answers
 everything else with one sentence that says that it cannot. It holds no facts.""",
     "spam": """It tells spam from other short messages, in the English of Britain, Singapore and India. Its
 probabilities are calibrated on the validation messages; below `unsure_below` of config.json a label should be shown
@@ -25,16 +25,16 @@ DATA = {
 
 Documents are separated by the end-of-text token. Held out: the validation file of TinyStories, The Princess and Curdie
 and 18 fairy tales, and the dialogues' dev set. None of the data is in this repository.""",
-    "assistant": """Made by `space/make_instructions.py` from TinyStories (CDLA-Sharing-1.0), a set of spellings
-(`erikhyrkas/snakes`, MIT) and the instruction data of "Build a Large Language Model (From Scratch)" (Raschka,
-Apache-2.0); and, only as questions to decline, databricks-dolly-15k (CC BY-SA 3.0), the tasks of Self-Instruct
-(Apache-2.0), CommonsenseQA (MIT), OpenBookQA (Apache-2.0) and ARC (CC BY-SA 4.0). The test asks for stories of the
-validation file of TinyStories, for names that no story has, and for words that were not trained; only the opposites
-are trained ones in another wording. None of the data is in this repository.""",
+    "assistant": """Made by `space/make_instructions.py` from TinyStories (CDLA-Sharing-1.0) and the instruction data of
+"Build a Large Language Model (From Scratch)" (Raschka, Apache-2.0); and, only as questions to decline,
+databricks-dolly-15k (CC BY-SA 3.0), the tasks of Self-Instruct (Apache-2.0), sums of `erikhyrkas/snakes` (MIT),
+CommonsenseQA (MIT), OpenBookQA (Apache-2.0) and ARC (CC BY-SA 4.0). The test asks for stories of the validation file of
+TinyStories, for names that no story has, and for words that were not trained; only the opposites are trained ones in
+another wording. None of the data is in this repository.""",
     "spam": """The SMS Spam Collection v.1 (Almeida, Gómez Hidalgo and Yamakami, DocEng 2011), provided by its authors
 free and without warranty, and half of the messages of `junioralive/india-spam-sms-classification` (MIT). Duplicates
-were removed before either was split (seed 42). Three in ten training messages are in upper case, in lower case, or
-without digits or links. None of the data is in this repository.""",
+were removed before either was split (seed 42). Training messages with digits or links come a second time without
+them, and the tokenizer reads capitals as small letters. None of the data is in this repository.""",
 }
 
 

@@ -3,7 +3,7 @@
     python space/make_instructions.py --data data data/more --output runs/space/instructions
 
 Stories become answers: who and what is in a story, and how it ends, becomes the request for it. Questions about words
-come from a spelling set, from the words of the stories and from instruction data. What the assistant cannot do is
+come from the words of the stories and from instruction data. What the assistant cannot do is
 answered with one sentence. Writes train.json and test.json; the same files give the same rows. The rows of the test
 have a `kind`, and those that ask for a story say what it `must_use`.
 """
@@ -20,8 +20,8 @@ from make_data import SEED, clean, documents, read
 from scratch_gpt2.cli import run_main
 
 GREETING = "Hello! Who shall I tell a short story about?"
-WHO = "I am a small language model. I tell short stories and answer simple questions about words."
-REFUSAL = "I only tell short stories and answer simple questions about words, so I cannot answer that."
+WHO = "I am a small language model. I tell short stories, and plurals and opposites of common words."
+REFUSAL = "I only tell short stories, and plurals and opposites of common words, so I cannot answer that."
 WELCOME = "You are welcome! Who shall the next story be about?"
 GOODBYE = "Goodbye! Come back for another story."
 
@@ -65,7 +65,9 @@ OPPOSITE = ("What is the opposite of '{}'?", "What is an antonym of '{}'?", "Giv
 OPPOSITE_TEST = "Name the opposite of '{}'."
 
 MAX_STORY_CHARACTERS = 900
-STORIES, SPELLINGS, PLURALS, REFUSALS, TWO_TURNS = 7500, 1900, 400, 900, 300
+STORIES, PLURALS, REFUSALS, TWO_TURNS = 5000, 400, 900, 300
+SPELLINGS = 150  # to decline: a model of this size sees tokens, and learnt no word's letters from 3,800 questions
+REPEATED = 4  # times that a short answer is trained on for each time that a story is
 TEST_STORIES, TEST_WORDS, TEST_REFUSALS = 20, 40, 40
 
 NAMED = re.compile(r"\ban? ((?:\w+ )?\w+) (?:named|called) ([A-Z][a-z]+)\b")
@@ -112,13 +114,12 @@ def instruction_rows(folders: list[Path]) -> tuple[list[dict], list[dict]]:
     train = story_rows(stories, words, rng, STORIES)
     test = test_story_rows(held_out, words, rng)
     for rows, rows_test in (
-        spelling_rows(json_lines(folders, "programmatic_math_spelling.jsonl"), words, rng),
         plural_rows(words, rng),
         opposite_rows(json.loads(read(folders, "instruction-data.json")), rng),
-        refusal_rows(folders, rng),
+        refusal_rows(folders, words, rng),
         small_talk_rows(rng),
     ):
-        train += rows
+        train += REPEATED * rows
         test += rows_test
     rng.shuffle(train)
     return [*train, *two_turns(train, rng)], test
@@ -234,18 +235,6 @@ def test_story_rows(held_out: list[str], words: StoryWords, rng: random.Random) 
     return rows
 
 
-def spelling_rows(lines: list[dict], words: StoryWords, rng: random.Random) -> tuple[list[dict], list[dict]]:
-    """Words of the spelling set that stories use; the counting of letters is left out."""
-    letters = {line["output"].split("\n")[0] for line in lines if line["kind"] == "generated-spelling"}
-    known = sorted(spelt for spelt in letters if words.stories_with[spelt.replace("-", "").lower()] > 0)
-    rng.shuffle(known)
-    rows = [
-        [row("spelling", wording.format(spelt.replace("-", "").lower()), spelt) for wording in rng.sample(SPELL, 2)]
-        for spelt in known[: SPELLINGS + TEST_WORDS]
-    ]
-    return [one for both in rows[TEST_WORDS:] for one in both], [first for first, _ in rows[:TEST_WORDS]]
-
-
 def plural_rows(words: StoryWords, rng: random.Random) -> tuple[list[dict], list[dict]]:
     """Words that stories have with "a" or "an" before them, and whose regular plural they have too."""
     pairs = [(word, regular_plural(word)) for word in sorted(words.after_article)]
@@ -276,8 +265,8 @@ def opposite_rows(data: list[dict], rng: random.Random) -> tuple[list[dict], lis
     return train, rng.sample(test, min(TEST_WORDS, len(test)))
 
 
-def refusal_rows(folders: list[Path], rng: random.Random) -> tuple[list[dict], list[dict]]:
-    """Short questions of fact, tasks and sums, none of which is about words or stories."""
+def refusal_rows(folders: list[Path], words: StoryWords, rng: random.Random) -> tuple[list[dict], list[dict]]:
+    """Short questions of fact, tasks, sums and spellings, none of which is about stories, plurals or opposites."""
     names = ("dolly_subset", "qa_short", "self_instruct_seed_tasks", "self_instruct_user_oriented")
     sets = [json_lines(folders, f"{name}.jsonl") for name in names]
     sets.append(json.loads(read(folders, "instruction-data.json")))
@@ -286,9 +275,10 @@ def refusal_rows(folders: list[Path], rng: random.Random) -> tuple[list[dict], l
     for rows in sets:
         questions = [one["instruction"] for one in rows if is_for_others(one)]
         asked += rng.sample(questions, min(len(questions), (REFUSALS + TEST_REFUSALS) // len(sets) + 1))
+    asked += [rng.choice(SPELL).format(word) for word in rng.sample(sorted(words.after_article), SPELLINGS)]
     rng.shuffle(asked)
     made = [row("refusal", question, REFUSAL) for question in dict.fromkeys(asked)]
-    return made[TEST_REFUSALS : REFUSALS + TEST_REFUSALS], made[:TEST_REFUSALS]
+    return made[TEST_REFUSALS : REFUSALS + SPELLINGS + TEST_REFUSALS], made[:TEST_REFUSALS]
 
 
 def is_for_others(one: dict) -> bool:

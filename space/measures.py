@@ -19,7 +19,7 @@ MEASURED_PIECES, PIECE_CHARACTERS = 120, 1200
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_k": 50, "top_p": 0.95, "max_new_tokens": 300}
 BATCH = 50
 OPENING = "Once upon a time"
-WORD_TASKS = ("spelling", "plural", "opposite")
+WORD_TASKS = ("plural", "opposite")
 FIXED_ANSWERS = ("refusal", "small talk")
 
 

@@ -62,7 +62,7 @@ def test_they_are_small_and_hold_nothing_but_models():
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_the_card_tells_how_it_was_made(name):
     card = (EMBEDDED_FOLDER / name / "README.md").read_text(encoding="utf-8")
-    for heading in ("## Data", "## Commands", "## Training", "## Results", "## Samples", "## Limits"):
+    for heading in ("## Data", "## Commands", "## Training", "## Results", "## Samples", "## Limitations"):
         assert f"\n{heading}\n" in card
     assert all(f"| {metric} | {value:.4f} |" in card for metric, value in recorded(name)["metrics"].items())
     assert not re.search(r"""[\s"'`(]/\w+/\w""", card), "a path of somebody's machine"
