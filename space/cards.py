@@ -25,12 +25,12 @@ DATA = {
 
 Documents are separated by the end-of-text token. Held out: the validation file of TinyStories, The Princess and Curdie
 and 18 fairy tales, and the dialogues' dev set. None of the data is in this repository.""",
-    "assistant": """Made by `space/make_instructions.py` from TinyStories (CDLA-Sharing-1.0) and the instruction data of
-"Build a Large Language Model (From Scratch)" (Raschka, Apache-2.0); and, only as questions to decline,
+    "assistant": """Made by `space/make_instructions.py` from TinyStories (CDLA-Sharing-1.0) and the instruction data
+of "Build a Large Language Model (From Scratch)" (Raschka, Apache-2.0); and, only as questions to decline,
 databricks-dolly-15k (CC BY-SA 3.0), the tasks of Self-Instruct (Apache-2.0), sums of `erikhyrkas/snakes` (MIT),
-CommonsenseQA (MIT), OpenBookQA (Apache-2.0) and ARC (CC BY-SA 4.0). The test asks for stories of the validation file of
-TinyStories, for names that no story has, and for words that were not trained; only the opposites are trained ones in
-another wording. None of the data is in this repository.""",
+CommonsenseQA (MIT), OpenBookQA (Apache-2.0) and ARC (CC BY-SA 4.0). The test asks for stories of TinyStories'
+validation file, for names that no story has, and for words that were not trained; only the opposites are trained ones
+in another wording. None of the data is in this repository.""",
     "spam": """The SMS Spam Collection v.1 (Almeida, Gómez Hidalgo and Yamakami, DocEng 2011), provided by its authors
 free and without warranty, and half of the messages of `junioralive/india-spam-sms-classification` (MIT). Duplicates
 were removed before either was split (seed 42). Training messages with digits or links come a second time without

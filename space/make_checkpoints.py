@@ -48,7 +48,7 @@ BASE = (
     "--per_device_train_batch_size 8 --eval_tokens 16384 --eval_steps 100 --save_steps 50 --save_total_limit 2 "
     "--sample_steps 0 --use_cpu"
 )
-BASE_STEPS, DECAYING = 2500, 0.4
+BASE_STEPS, DECAYING = 2200, 0.4
 ASSISTANT = (
     "--pack --per_device_train_batch_size 8 --gradient_accumulation_steps 1 --per_device_eval_batch_size 8 "
     "--learning_rate 1e-3 --num_train_epochs 1 --validation 0.03 --test 0 --eval_steps 0.25 --save_steps 0.25 "
