@@ -122,7 +122,7 @@ BAD_FILES = {
     "object.json": (b'{"rows": []}', "FILE is not a JSON list of rows."),
     "list.jsonl": (b"[1]", "FILE, line 1 is not a JSON object with a value for each column."),
     "empty.json": (b"", "FILE, line 1 is not JSON: Expecting value."),
-    "cut.csv.gz": (gzip.compress(CSV * 100)[:-20], "FILE is damaged, or not compressed as its suffix says: "),
+    "cut.csv.gz": (gzip.compress(CSV * 100, mtime=0)[:-20], "FILE is damaged, or not compressed as its suffix says: "),
     "plain.csv.gz": (CSV, "FILE is damaged, or not compressed as its suffix says: Not a gzipped file"),
     "plain.csv.bz2": (CSV, "FILE is damaged, or not compressed as its suffix says: Invalid data stream"),
     "plain.csv.xz": (CSV, "FILE is damaged, or not compressed as its suffix says: Input format not supported"),

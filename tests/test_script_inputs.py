@@ -31,7 +31,7 @@ BAD_TEXTS = {
     "utf16.txt": "one two".encode("utf-16"),
     "latin.TXT": b"caf\xe9 au lait",
     "empty.txt": b"",
-    "cut.txt.gz": gzip.compress(b"one two " * 100)[:-20],
+    "cut.txt.gz": gzip.compress(b"one two " * 100, mtime=0)[:-20],
 }
 BAD_ROWS = {
     "utf16.jsonl": '{"text": "one"}'.encode("utf-16"),
@@ -82,7 +82,7 @@ ROWS = b"".join(json.dumps({"text": f"Message {n}", "label": "ab"[n % 2]}).encod
         ("plain.txt", TEXT),
         ("bom.txt", BOM + TEXT),
         ("caps.TXT", TEXT),
-        ("text.txt.gz", gzip.compress(BOM + TEXT)),
+        ("text.txt.gz", gzip.compress(BOM + TEXT, mtime=0)),
         ("text.TXT.XZ", lzma.compress(TEXT)),
     ],
 )
@@ -102,7 +102,7 @@ def test_prepare_text_reads_every_byte_of_a_good_file(name, content, monkeypatch
         ("bom.jsonl", BOM + ROWS),
         ("crlf.jsonl", ROWS.replace(b"\n", b"\r\n")),
         ("caps.JSONL", ROWS),
-        ("rows.jsonl.gz", gzip.compress(ROWS)),
+        ("rows.jsonl.gz", gzip.compress(ROWS, mtime=0)),
     ],
 )
 def test_prepare_classification_reads_every_row_of_a_good_file(name, content, monkeypatch, capsys, tmp_path):
