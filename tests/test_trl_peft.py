@@ -84,7 +84,7 @@ METHODS = {
 
 
 # Prompt tuning is known to need large steps (Lester et al. 2021, arXiv:2104.08691, section 3.2).
-LEARNING_RATES = {"prompt": 0.3}
+LEARNING_RATES = {"prompt": 0.3, "prefix": 0.1}
 
 
 @pytest.mark.parametrize("method", METHODS)
