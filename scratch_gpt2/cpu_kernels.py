@@ -18,7 +18,7 @@ import torch.nn.functional as F
 MEASURED_BYTES = 48 * 2**20  # of weights, more than most processors keep in their caches
 MAX_WEIGHTS = 32
 PASSES = 3
-FEW_ROWS = 8
+SEVERAL_ROWS = 8
 
 
 class Stored:
@@ -84,7 +84,7 @@ def choose(shape: tuple[int, int], dtype: torch.dtype, threads: int) -> tuple[Ch
     n_weights = min(MAX_WEIGHTS, MEASURED_BYTES // (shape[0] * shape[1] * dtype.itemsize))
     by_rows = [torch.ones(shape, dtype=dtype) for _ in range(n_weights)]
     by_columns = [torch.ones(shape[::-1], dtype=dtype).t() for _ in range(n_weights)]
-    row, rows = torch.ones(1, shape[1], dtype=dtype), torch.ones(FEW_ROWS, shape[1], dtype=dtype)
+    row, rows = torch.ones(1, shape[1], dtype=dtype), torch.ones(SEVERAL_ROWS, shape[1], dtype=dtype)
     packed = [OneDNN(weight, None) for weight in by_rows]
     one = {
         "by rows": gb_per_second([Stored(weight, None) for weight in by_rows], row, by_rows),

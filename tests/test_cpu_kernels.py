@@ -10,11 +10,11 @@ from scratch_gpt2.cpu_inference import lay_out
 from scratch_gpt2.cpu_kernels import Int8Product, Product, Stored, fastest
 
 ONE_ROW = {"by rows": ("by rows", 20.0), "by columns": ("by columns", 20.0), "oneDNN": ("oneDNN", 20.0)}
-FEW_ROWS = {"plain": ("plain", 10.0), "oneDNN": ("oneDNN", 10.0)}
+SEVERAL_ROWS = {"plain": ("plain", 10.0), "oneDNN": ("oneDNN", 10.0)}
 
 
 def choose_always(monkeypatch, one: str, few: str) -> None:
-    monkeypatch.setattr(cpu_kernels, "choose", lambda *_: (ONE_ROW[one], FEW_ROWS[few]))
+    monkeypatch.setattr(cpu_kernels, "choose", lambda *_: (ONE_ROW[one], SEVERAL_ROWS[few]))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_int8_multiplies_as_by_hand(monkeypatch, vnni, largest, expected):
 
 
 @pytest.mark.parametrize("one", ONE_ROW)
-@pytest.mark.parametrize("few", FEW_ROWS)
+@pytest.mark.parametrize("few", SEVERAL_ROWS)
 @torch.no_grad()
 def test_every_kernel_multiplies_as_by_hand(monkeypatch, one, few):
     choose_always(monkeypatch, one, few)
@@ -57,7 +57,7 @@ def test_the_choice_is_measured_once(monkeypatch):
     monkeypatch.setattr(cpu_kernels, "MEASURED_BYTES", 4 * 24 * 8 * 2)
     cpu_kernels.choose.cache_clear()
     (one, speed), (few, _) = cpu_kernels.choose((8, 24), torch.float32, 1)
-    assert one in ONE_ROW and few in FEW_ROWS and 0 < speed < 1000
+    assert one in ONE_ROW and few in SEVERAL_ROWS and 0 < speed < 1000
     monkeypatch.setattr(cpu_kernels, "gb_per_second", None)
     assert cpu_kernels.choose((8, 24), torch.float32, 1)[0] == (one, speed)
     cpu_kernels.choose.cache_clear()

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.utils.prune
 from model_fixtures import fill, random_ids, relative_error, tiny_config, tiny_model, twins
-from test_cpu_kernels import FEW_ROWS, ONE_ROW, choose_always
+from test_cpu_kernels import SEVERAL_ROWS, ONE_ROW, choose_always
 from transformers import AutoModelForCausalLM, pipeline
 
 from scratch_gpt2 import (
@@ -52,7 +52,7 @@ def test_weights_are_joined_and_stored(by_columns, strides):
 
 
 @pytest.mark.parametrize("one", ONE_ROW)
-@pytest.mark.parametrize("few", FEW_ROWS)
+@pytest.mark.parametrize("few", SEVERAL_ROWS)
 @torch.no_grad()
 def test_every_kernel_gives_the_logits_of_transformers(monkeypatch, one, few):
     choose_always(monkeypatch, one, few)
