@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.utils.prune
 from model_fixtures import fill, random_ids, relative_error, tiny_config, tiny_model, twins
-from test_cpu_kernels import SEVERAL_ROWS, ONE_ROW, choose_always
+from test_cpu_kernels import ONE_ROW, SEVERAL_ROWS, choose_always
 from transformers import AutoModelForCausalLM, pipeline
 
 from scratch_gpt2 import (
