@@ -36,7 +36,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from scratch_gpt2.cli import given_options, parse_arguments, run_main
-from scratch_gpt2.command_help import MODEL_ALIASES, ROW_ALIASES, TOKENIZER_ALIASES
+from scratch_gpt2.command_help import MODEL_ALIASES, ROW_ALIASES, TOKENIZER_ALIASES, public
 from scratch_gpt2.data.instructions import split
 from scratch_gpt2.data.preferences import Preference, read_preferences
 from scratch_gpt2.evaluation.chat_client import OLLAMA, Endpoint
@@ -74,11 +74,6 @@ from scratch_gpt2.training.preferences import (
 from scratch_gpt2.training.start import check_launch, check_push, describe, fit_to_tokenizer
 
 METRICS = ("loss", "accuracy", "margin", "reward_accuracy", "reward_margin")
-
-
-def public(help_text: str, aliases: list[str] | None = None) -> dict:
-    """Metadata of an option that the run record, and with it the model card, may show."""
-    return {"help": help_text, "public": True, "aliases": aliases or []}
 
 
 @dataclass

@@ -41,7 +41,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from scratch_gpt2 import ScratchGPT2Config
 from scratch_gpt2.cli import given_options, parse_arguments, run_main
-from scratch_gpt2.command_help import LENGTH_ALIASES, MODEL_ALIASES, ROW_ALIASES, TOKENIZER_ALIASES
+from scratch_gpt2.command_help import LENGTH_ALIASES, MODEL_ALIASES, ROW_ALIASES, TOKENIZER_ALIASES, public
 from scratch_gpt2.data.collators import PackingCollator, PaddingCollator, Row
 from scratch_gpt2.data.instructions import Conversation, encode_prompt, read_instructions, show_mask, split
 from scratch_gpt2.evaluation.perplexity import exponential
@@ -108,11 +108,6 @@ SMOKE_ROWS = [
     *({"instruction": "What color does it have?", "input": k, "output": f"It is {v}."} for k, v in COLORS.items()),
     *({"instruction": f"Name something that is {v}.", "output": f"For example, a {k}."} for k, v in COLORS.items()),
 ]
-
-
-def public(help_text: str, aliases: list[str] | None = None) -> dict:
-    """Metadata of an option that the run record, and with it the model card, may show."""
-    return {"help": help_text, "public": True, "aliases": aliases or []}
 
 
 @dataclass

@@ -225,6 +225,11 @@ def option_names(groups: Iterable[type]) -> list[str]:
     return [field.name for field in fields] + aliases + ["config", "help", "help_all"]
 
 
+def public(help_text: str, aliases: list[str] | None = None) -> dict:
+    """Metadata of an option that the run record, and with it the model card, may show."""
+    return {"help": help_text, "public": True, "aliases": aliases or []}
+
+
 # Before the imports
 
 
@@ -281,7 +286,7 @@ def execute_dataclasses(tree: ast.Module, known: dict[str, Any] | None = None) -
     """The dataclasses of a module and the constants that they use, by name; those of other modules are in `known`.
 
     Of what a dataclass inherits from other modules only the name is kept. Statements that need an import are left out,
-    except the import of constants from this package.
+    except the import of constants and of `public` from this package.
     """
     scope: dict = dict(known or {})
     scope |= {"dataclass": dataclasses.dataclass, "field": dataclasses.field, "Literal": typing.Literal}
@@ -305,7 +310,7 @@ def execute_dataclasses(tree: ast.Module, known: dict[str, Any] | None = None) -
 
 
 def imported_constants(node: ast.ImportFrom) -> dict[str, Any]:
-    wanted = [alias.name for alias in node.names if alias.name.isupper()]
+    wanted = [alias.name for alias in node.names if alias.name.isupper() or alias.name == public.__name__]
     name = f"scratch_gpt2.{node.module}" if node.level == 2 else node.module or ""  # `from ..module` of a sub-package
     package, _, module = name.partition(".")
     file = Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py")
