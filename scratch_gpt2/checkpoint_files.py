@@ -381,7 +381,12 @@ class CheckpointReader:
             of_adapter = ("revision", "subfolder")
             kwargs = {key: value for key, value in kwargs.items() if key not in of_adapter}
             model = cls.from_pretrained(base, *model_args, **kwargs)
-        report = model.load_adapter(
-            os.fspath(name), adapter_name=adapter_name, adapter_kwargs=lookup | (adapter_kwargs or {})
-        )
+        options = {"adapter_name": adapter_name, "adapter_kwargs": lookup | (adapter_kwargs or {})}
+        try:
+            report = model.load_adapter(os.fspath(name), **options)
+        except ValueError as error:
+            raise ValueError(
+                f"The adapter {name} does not fit {cls.__name__}; if it was made for transformers' GPT-2, merge it "
+                f"into its base there (merge_and_unload), save that, and load it here. ({error})"
+            ) from error
         return (model, report.to_dict()) if with_report else model

@@ -234,6 +234,20 @@ def test_an_adapter_beside_its_base(base_type, gpt2, tmp_path):
     assert relative_error(ScratchGPT2ForCausalLM.from_pretrained(tmp_path)(IDS).logits, expected) <= 1e-5
 
 
+def test_an_adapter_of_transformers_gpt2_is_refused(gpt2, tmp_path):
+    """Its layer c_attn is three here. Merged into its base, it can be loaded."""
+    peft = pytest.importorskip("peft")
+    gpt2.save_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False)
+    adapted = peft.get_peft_model(GPT2LMHeadModel.from_pretrained(tmp_path / "base"), config).eval()
+    adapted.save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"does not fit ScratchGPT2ForCausalLM; .* merge it into its base"):
+        ScratchGPT2ForCausalLM.from_pretrained(tmp_path / "adapter")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "merged")
+    merged = ScratchGPT2ForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    assert relative_error(merged(IDS).logits, adapted.base_model(IDS).logits.detach()) <= 1e-5
+
+
 def test_the_base_of_an_adapter_is_checked_too(tmp_path):
     base = tmp_path / "base"
     tiny_model().save_pretrained(base)
