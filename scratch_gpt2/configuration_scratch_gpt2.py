@@ -1,5 +1,15 @@
 """Configuration of the model: its sizes and options, under the names that GPT-2 itself uses."""
 
+import transformers
+
+OLDEST_TRANSFORMERS = "5.10"
+# Before the other imports, as an older version may lack them.
+if [int(part) for part in transformers.__version__.split(".")[:2]] < [5, 10]:
+    raise ImportError(
+        f"scratch_gpt2 needs transformers {OLDEST_TRANSFORMERS} or newer, but {transformers.__version__} is "
+        "installed: pip install -U transformers"
+    )
+
 from huggingface_hub.dataclasses import strict
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
@@ -55,7 +65,7 @@ class ScratchGPT2Config(PreTrainedConfig):
     """
 
     model_type = "scratch_gpt2"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
     attribute_map = {
         "hidden_size": "n_embd",
         "max_position_embeddings": "n_positions",

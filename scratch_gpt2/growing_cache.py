@@ -6,7 +6,7 @@ room, which doubles whenever it is used up.
 """
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from transformers.generation import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
 
@@ -89,11 +89,16 @@ def prepare_cache_for_generation(
     A cache of the caller, an offloaded, quantized or static one, and the other strategies, which crop or reorder the
     cache at every step, stay as they are.
     """
-    given = model_kwargs.get("past_key_values")
+    given = generation_cache(model_kwargs)
     GenerationMixin._prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, *args, **kwargs
     )
-    cache = model_kwargs.get("past_key_values")
+    cache = generation_cache(model_kwargs)
     in_steps = generation_mode in STEP_BY_STEP and not generation_config.is_assistant and self.device.type == "cpu"
     if in_steps and given is None and isinstance(cache, DynamicCache) and not cache.offloading:
         cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+
+
+def generation_cache(model_kwargs: dict) -> Cache | None:
+    """What `generate` keeps the cache in, by its name since transformers 5.24 or before."""
+    return model_kwargs.get("cache", model_kwargs.get("past_key_values"))

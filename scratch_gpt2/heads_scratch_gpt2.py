@@ -1,8 +1,6 @@
 """The heads of GPT-2 other than the language model: sequence and token classification, question answering, and
 multiple choice."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -12,10 +10,11 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.models.gpt2.modeling_gpt2 import GPT2DoubleHeadsModelOutput
+from transformers.utils import can_return_tuple
 
 from .configuration_scratch_gpt2 import ScratchGPT2Config
-from .modeling_scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2Model, ScratchGPT2PreTrainedModel
+from .modeling_scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2Model, ScratchGPT2PreTrainedModel, cache_of
 
 
 class ScratchGPT2ForSequenceClassification(ScratchGPT2PreTrainedModel):
@@ -45,6 +44,7 @@ class ScratchGPT2ForSequenceClassification(ScratchGPT2PreTrainedModel):
                 as `config.problem_type` says; if `None`: one label is regression, integers single, floats multi-label.
 
         Returns `loss` and `logits` (B, num_labels)."""
+        past_key_values = past_key_values if past_key_values is not None else kwargs.pop("cache", None)
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
         outputs = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, **kwargs)
         hidden_states = outputs.last_hidden_state  # (B, T, C)
@@ -54,7 +54,7 @@ class ScratchGPT2ForSequenceClassification(ScratchGPT2PreTrainedModel):
         items = kwargs.get("num_items_in_batch")
         loss = None if labels is None else self.classification_loss(logits, labels, items)
         return SequenceClassifierOutputWithPast(
-            loss, logits, outputs.past_key_values, outputs.hidden_states, outputs.attentions
+            loss, logits, cache_of(outputs), outputs.hidden_states, outputs.attentions
         )
 
     def last_token_index(self, input_ids, attention_mask, hidden_states, past_length=0):
@@ -147,19 +147,6 @@ class ScratchGPT2ForQuestionAnswering(ScratchGPT2PreTrainedModel):
         return QuestionAnsweringModelOutput(loss, start_logits, end_logits, outputs.hidden_states, outputs.attentions)
 
 
-@dataclass
-class ScratchGPT2DoubleHeadsModelOutput(ModelOutput):
-    """`loss` of the language model and `logits` (B, N, T, V); `mc_loss` of the choice and `mc_logits` (B, N)."""
-
-    loss: torch.FloatTensor | None = None
-    mc_loss: torch.FloatTensor | None = None
-    logits: torch.FloatTensor | None = None
-    mc_logits: torch.FloatTensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[torch.FloatTensor, ...] | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-
-
 class ScratchGPT2DoubleHeadsModel(ScratchGPT2ForCausalLM):
     """A language model that also chooses (GPT, sections 3.2 and 3.3): each of N candidate texts per row is scored at
     one of its tokens. Equal to transformers' GPT2DoubleHeadsModel."""
@@ -184,13 +171,15 @@ class ScratchGPT2DoubleHeadsModel(ScratchGPT2ForCausalLM):
         labels: torch.LongTensor | None = None,
         mc_labels: torch.LongTensor | None = None,
         **kwargs,
-    ) -> ScratchGPT2DoubleHeadsModelOutput:
+    ) -> GPT2DoubleHeadsModelOutput:
         """Inputs are (B, N, T), or (B, T) to generate; otherwise arguments as for `ScratchGPT2Model.forward`, and
 
         Args:
             mc_token_ids: (B, N) position at which each choice is scored; the last one by default.
             labels: (B, N, T) for the language model, shifted inside.
             mc_labels: (B,) number of the right choice.
+
+        Returns `loss` of the language model and `logits` (B, N, T, V); `mc_loss` of the choice and `mc_logits` (B, N).
         """
         shape = input_ids.shape if input_ids is not None else inputs_embeds.shape[:-1]  # (B, N, T)
         ids, mask, positions, types = (  # (B, N, T) -> (B * N, T)
@@ -211,8 +200,8 @@ class ScratchGPT2DoubleHeadsModel(ScratchGPT2ForCausalLM):
             loss = self.next_token_loss(logits, labels, **kwargs)
         if mc_labels is not None:
             mc_loss = F.cross_entropy(mc_logits.float(), mc_labels.view(-1))
-        return ScratchGPT2DoubleHeadsModelOutput(
-            loss, mc_loss, logits, mc_logits, outputs.past_key_values, outputs.hidden_states, outputs.attentions
+        return GPT2DoubleHeadsModelOutput(
+            loss, mc_loss, logits, mc_logits, cache_of(outputs), outputs.hidden_states, outputs.attentions
         )
 
 

@@ -208,7 +208,7 @@ class ScratchGPT2PreTrainedModel(CheckpointReader, PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["ScratchGPT2Block"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "cache"]
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": ScratchGPT2Block, "attentions": ScratchGPT2Attention}
@@ -254,7 +254,8 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
             position_ids: (B, T). By default they count the tokens that `attention_mask` shows, so left padding
                 changes nothing. Documents packed into one row do not attend to each other when `position_ids` restart
                 at 0 with each of them and there is no `attention_mask`. With a mask, the row is one document.
-            past_key_values: keys and values of earlier positions.
+            past_key_values: keys and values of earlier positions. transformers 5.24 calls this `cache`, which every
+                version may.
             inputs_embeds: (B, T, C) instead of `input_ids`.
             token_type_ids: (B, T); the token embedding of each is added.
             use_cache: return `past_key_values`; by default `config.use_cache`, but not in training.
@@ -268,6 +269,8 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
                 `n_positions`, a mask of another shape, an id outside the vocabulary (on a GPU this ends in a
                 device-side assertion), or an argument of transformers' GPT-2 that is not implemented here.
         """
+        cache = kwargs.pop("cache", None)
+        past_key_values = cache if past_key_values is None else past_key_values
         check_arguments(input_ids, inputs_embeds, kwargs)
         if input_ids is not None:
             inputs_embeds = look_up(self.embed_tokens, input_ids, "Token id")  # (B, T, C)
@@ -284,7 +287,7 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
                 hidden_states, mask, past_key_values=past_key_values, position_ids=position_ids, **kwargs
             )
         hidden_states = self.norm(hidden_states)
-        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(hidden_states, past_key_values)
 
     def prepare(self, inputs_embeds, attention_mask, position_ids, past_key_values: Cache | None, use_cache):
         """The mask for the attention function, the position of each token, and the cache."""
@@ -368,13 +371,18 @@ class ScratchGPT2ForCausalLM(ScratchGPT2PreTrainedModel, GenerationMixin):
             logits = self.lm_head(hidden_states)
             loss = self.next_token_loss(logits, labels, **kwargs)
             logits = None if skip_logits else keep_positions(logits, logits_to_keep)
-        return CausalLMOutputWithPast(loss, logits, outputs.past_key_values, outputs.hidden_states, outputs.attentions)
+        return CausalLMOutputWithPast(loss, logits, cache_of(outputs), outputs.hidden_states, outputs.attentions)
 
     def next_token_loss(self, logits, labels, **kwargs):
         """The library's loss, except that a batch without labels has the loss 0 and not 0 / 0."""
         if self.loss_function is ForCausalLMLoss:
             kwargs["num_items_in_batch"] = label_count(labels, **kwargs)
         return self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+
+
+def cache_of(outputs) -> Cache | None:
+    """Keys and values in a model's output, by their name since transformers 5.24 or before."""
+    return outputs.cache if hasattr(outputs, "cache") else outputs.past_key_values
 
 
 def keep_positions(states, logits_to_keep: int | torch.Tensor):
