@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..configuration_scratch_gpt2 import OLDEST_TRANSFORMERS
 from ..files import read_json
 from .run_record import RUN_FILE, public_name
 
@@ -97,6 +98,7 @@ def render_card(
         repo_id=repo_id,
         auto_class=auto_class,
         with_code=with_code,
+        oldest_transformers=OLDEST_TRANSFORMERS,
         model_class=own_class(auto_class),
         config=config,
         adapter=config if "peft_type" in config else None,
