@@ -1,0 +1,33 @@
+"""vLLM's plugin for our classes: `pip install` this package beside vLLM, and `vllm serve` knows them without
+`--trust-remote-code`. https://docs.vllm.ai/en/latest/design/plugin_system.html
+
+vLLM runs them by its Transformers modeling backend. Only vLLM imports this module, by the entry point
+`vllm.general_plugins`.
+"""
+
+from torch import nn
+from vllm import ModelRegistry
+from vllm.model_executor.models.transformers import TransformersForSequenceClassification
+
+
+class VLLMClassifier(TransformersForSequenceClassification):
+    """The backend's classifier reads the first token and calls its head `classifier`; ours, as that of every other
+    causal model, reads the last one, and is called `score`."""
+
+    default_seq_pooling_type = "LAST"
+
+    def __init__(self, *, vllm_config, prefix: str = ""):
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        self.classifier.__class__ = nn.Linear  # the backend's adds a dimension of positions, which RoBERTa's head removes
+
+    def load_weights(self, weights):
+        return super().load_weights((name.replace("score.", "classifier."), tensor) for name, tensor in weights)
+
+
+def register() -> None:
+    import scratch_gpt2  # noqa: F401 - tells the `Auto*` classes of ours
+
+    ModelRegistry.register_model(
+        "ScratchGPT2ForCausalLM", "vllm.model_executor.models.transformers:TransformersForCausalLM"
+    )
+    ModelRegistry.register_model("ScratchGPT2ForSequenceClassification", f"{__name__}:{VLLMClassifier.__name__}")
