@@ -18,7 +18,9 @@ class VLLMClassifier(TransformersForSequenceClassification):
 
     def __init__(self, *, vllm_config, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.classifier.__class__ = nn.Linear  # the backend's adds a dimension of positions, which RoBERTa's head removes
+        self.classifier.__class__ = (
+            nn.Linear
+        )  # the backend's adds a dimension of positions, which RoBERTa's head removes
 
     def load_weights(self, weights):
         return super().load_weights((name.replace("score.", "classifier."), tensor) for name, tensor in weights)

@@ -36,7 +36,7 @@ LAYERS = [
     ["__init__"],
     ["cli", "hub"],
     ["training", "evaluation", "inspection"],
-    ["gguf_export"],
+    ["gguf_export", "vllm_plugin"],
 ]
 ALLOWED_UPWARD = {
     ("checkpoint_files", "openai_weights"),  # `from_pretrained` converts other formats if the package is there

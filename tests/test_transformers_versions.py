@@ -94,7 +94,8 @@ for head, auto_class in heads.items():
 
 import scratch_gpt2
 for module in pkgutil.walk_packages(scratch_gpt2.__path__, "scratch_gpt2."):
-    importlib.import_module(module.name)
+    if module.name != "scratch_gpt2.vllm_plugin":
+        importlib.import_module(module.name)
 for head, auto_class in heads.items():
     auto = getattr(transformers, auto_class)
     model = getattr(scratch_gpt2, head).from_pretrained(f"{results}/{head}")
