@@ -25,7 +25,7 @@ def box(axes, x, y, width, text, colour, height=0.62):
             linewidth=1,
         )
     )
-    axes.text(x + width / 2, y, text, ha="center", va="center", color=INK, fontsize=10)
+    axes.text(x + width / 2, y, text, ha="center", va="center", color=INK, fontsize=9.3)
 
 
 def arrow(axes, start, end, text="", style="-|>"):
