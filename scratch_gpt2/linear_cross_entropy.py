@@ -47,6 +47,7 @@ def linear_cross_entropy(
         A float32 scalar; 0 when no position has a label.
 
     Raises:
+        ValueError: for more or fewer labels than positions, as `F.cross_entropy` does.
         IndexError: for a label outside the vocabulary, as `F.cross_entropy` does on a CPU.
     """
     items = label_count(labels, num_items_in_batch, shift_labels, ignore_index)
@@ -54,6 +55,8 @@ def linear_cross_entropy(
         shift_labels = F.pad(labels[..., 1:], (0, 1), value=ignore_index)  # type: ignore[index]  # one is given
     rows = hidden_states.reshape(-1, hidden_states.shape[-1])  # (N, C) with N = B * T
     targets = shift_labels.reshape(-1).to(rows.device)  # (N,)
+    if len(targets) != len(rows):  # F.cross_entropy's message
+        raise ValueError(f"Expected input batch_size ({len(rows)}) to match target batch_size ({len(targets)}).")
     items = items.to(rows.device) if isinstance(items, torch.Tensor) else items
 
     # A compiled graph has fixed shapes, so there the unlabelled rows stay and count as zero.

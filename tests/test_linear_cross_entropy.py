@@ -89,6 +89,15 @@ def test_shifted_labels_replace_labels():
     assert linear_cross_entropy(hidden_states, weight, shift_labels=shifted).item() == expected.item()
 
 
+@pytest.mark.parametrize(
+    "options", [{"skip_logits": True}, {"skip_logits": False}, {"num_items_in_batch": 8}], ids=str
+)
+def test_fewer_labels_than_tokens_are_refused_as_in_the_library(options):
+    ids = random_ids(2, 7)
+    with pytest.raises(ValueError, match=r"Expected input batch_size \(14\) to match target batch_size \(10\)\."):
+        tiny_model().train()(ids, labels=ids[:, :5], **options)
+
+
 @pytest.mark.parametrize("num_items_in_batch", [None, 5, torch.tensor(5)])
 def test_nothing_to_learn_is_zero_with_a_valid_graph(num_items_in_batch):
     hidden_states, weight = hidden_and_weight()
