@@ -139,6 +139,9 @@ BAD_LABELS = {  # the last list as a CSV file holds it
     '{"news": 1}': f"FILE, line 1 has \"{{'news': 1}}\" in column 'label'; {SEVERAL}",
     "\"['news', 'sport']\"": f"FILE, line 1 has \"['news', 'sport']\" in column 'label'; {SEVERAL}",
     '"[0, 1]"': f"FILE, line 1 has '[0, 1]' in column 'label'; {SEVERAL}",
+    '"[0 1 0]"': f"FILE, line 1 has '[0 1 0]' in column 'label'; {SEVERAL}",  # NumPy's spelling
+    '"[0. 1.]"': f"FILE, line 1 has '[0. 1.]' in column 'label'; {SEVERAL}",
+    '"[true, false]"': f"FILE, line 1 has '[true, false]' in column 'label'; {SEVERAL}",
     "NaN": NO_LABEL,
     "null": NO_LABEL,
     '"nan"': NO_LABEL,

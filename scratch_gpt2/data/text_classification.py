@@ -25,6 +25,9 @@ from .text_files import kind_of, open_text
 from .text_sources import checked
 
 TEXT_COLUMN, LABEL_COLUMN = "text", "label"
+# A list in the spelling of NumPy, "[0 1 0]", or of JSON, "[true, false]", neither of which is Python's.
+NUMBER = r"(?:[-+]?\d[\d.e+-]*|true|false|null|nan)"
+VECTOR = re.compile(rf"\[\s*{NUMBER}(?:[\s,]+{NUMBER})*\s*\]", re.IGNORECASE)
 SPLITS = ("train", "validation", "test")
 FRACTIONS = (0.7, 0.1, 0.2)
 REPORT = "report.json"
@@ -116,6 +119,8 @@ def class_name(label: object, column: str, origin: str) -> str:
 
 def is_collection(label: object) -> bool:
     """Whether a label is a list or an object, or the text of one, as which a table holds it."""
+    if isinstance(label, str) and VECTOR.fullmatch(label.strip()):
+        return True
     if isinstance(label, str) and label.strip()[:1] in ("[", "{", "("):
         try:
             label = ast.literal_eval(label.strip())
