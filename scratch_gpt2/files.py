@@ -9,6 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+# Files of a model, which no command replaces in a folder that it reads.
+MODEL_FILES = (
+    *("config.json", "generation_config.json", "adapter_config.json", "run.json"),
+    *("*.safetensors", "*.safetensors.index*.json", "*.bin", "*.pt"),
+    *("tokenizer*.json", "vocab.*", "merges.txt", "encoder.json", "chat_template.jinja"),
+)
 # Options whose values are texts.
 NOT_PATHS = ("prompt", "explain", "document_separator")
 
@@ -96,13 +102,13 @@ def check_outputs(
         overwrite: replace outputs that exist. An output that is also an input is refused in any case.
 
     Raises:
-        ValueError: an output is also an input.
+        ValueError: an output is also an input, or a file of a model that is one.
         FileExistsError: an output exists, and `overwrite` is False.
         OSError: an output is a folder, or cannot be created.
     """
     sources = [Path(source) for source in inputs]
     for output in map(Path, outputs):
-        if any(is_same_file(output, source) for source in sources):
+        if any(is_same_file(output, source) or is_model_file(output, source) for source in sources):
             raise ValueError(f"{output} is an input of this command and would be replaced; choose another output.")
         if output.is_dir():
             raise IsADirectoryError(f"{output} is a folder; give the name of a file.")
@@ -115,6 +121,12 @@ def is_same_file(one: Path, other: Path) -> bool:
     if one.exists() and other.exists():
         return os.path.samefile(one, other)
     return os.path.realpath(one) == os.path.realpath(other)
+
+
+def is_model_file(file: Path, folder: Path) -> bool:
+    """Whether `file` exists in `folder` and belongs to the model there."""
+    named = any(file.match(pattern) for pattern in MODEL_FILES)
+    return named and file.exists() and folder.is_dir() and os.path.samefile(file.parent, folder)
 
 
 def check_writable(file: Path) -> None:

@@ -18,6 +18,15 @@ def test_an_input_is_never_an_output(tmp_path):
         check_outputs(["absent.json"], inputs=["./absent.json"])  # the error about the missing file comes later
 
 
+def test_a_file_of_a_model_that_is_read_is_never_an_output(tmp_path):
+    for name in ("config.json", "model.safetensors", "tokenizer.json", "scores.json"):
+        (tmp_path / name).write_text("mine")
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        with pytest.raises(ValueError, match=f"{name} is an input of this command and would be replaced"):
+            check_outputs([tmp_path / name], inputs=[str(tmp_path)], overwrite=True)
+    check_outputs([tmp_path / "scores.json", tmp_path / "run.json"], inputs=[tmp_path], overwrite=True)
+
+
 def test_an_existing_output_is_replaced_only_on_request(tmp_path):
     (tmp_path / "out.json").write_text("mine")
     with pytest.raises(FileExistsError, match=r"out.json exists; choose another name, or add --overwrite to replace"):
