@@ -45,7 +45,8 @@ class Table:
 def read_table(path: str | os.PathLike, has_header: bool = True) -> Table:
     """Read a CSV file in UTF-8, UTF-16 or Latin-1, with commas, semicolons, tabs or bars between the cells.
 
-    Raises ValueError for a file that is too large, has no rows or too many, or a row with more cells than the header.
+    Raises ValueError for a file that is too large, has no rows or too many, a row with more cells than the header, or
+    a quotation mark that is not closed.
     """
     size = Path(path).stat().st_size
     if size > MAX_FILE_BYTES:
@@ -55,7 +56,12 @@ def read_table(path: str | os.PathLike, has_header: bool = True) -> Table:
         raise ValueError("The file is not text; save it as CSV.")
     csv.field_size_limit(MAX_FILE_BYTES)
     delimiter = find_delimiter(content)
-    numbered = parse(content, delimiter)
+    try:
+        numbered = parse(content, delimiter, strict=True)
+    except csv.Error as error:
+        raise ValueError(
+            f"A quotation mark is not closed or stands alone ({error}); double those in texts."
+        ) from error
     if not numbered:
         raise ValueError("The file is empty; give one text per row.")
     width = len(numbered[0][1])
@@ -97,9 +103,10 @@ def find_delimiter(content: str) -> str:
     return max(DELIMITERS, key=lambda delimiter: agreeing[delimiter])
 
 
-def parse(content: str, delimiter: str) -> list[tuple[int, list[str]]]:
-    """(line, cells) of every row that is not blank."""
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter)
+def parse(content: str, delimiter: str, strict: bool = False) -> list[tuple[int, list[str]]]:
+    """(line, cells) of every row that is not blank. Unless `strict`, a quotation mark that is not closed takes all the
+    rest for one cell."""
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=strict)
     return [(reader.line_num, row) for row in reader if row]
 
 

@@ -117,6 +117,10 @@ def test_csv_files_as_people_have_them(tmp_path, content, columns, texts):
             "Line 2 has 3 cells and the first row 2; put texts that contain ',' in quotation marks.",
         ),
         (b"\0\0\0", "The file is not text; save it as CSV."),
+        (
+            b'text\n"open\nyou\nand you\n',
+            "A quotation mark is not closed or stands alone (unexpected end of data); double those in texts.",
+        ),
     ],
 )
 def test_csv_files_that_are_refused(tmp_path, content, message):
