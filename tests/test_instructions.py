@@ -88,6 +88,16 @@ def test_the_forms_of_dolly_and_of_alpaca_with_history(write):
     assert zero.prompt == [{"role": "user", "content": "Zero?\n\n### Input:\n0"}] and len(zero.messages) == 2
 
 
+def test_no_column_beside_prompt_and_completion_is_dropped(write):
+    rows = [
+        {"prompt": "Who?", "completion": "Rome.", "context": "Rome fell."},
+        {"prompt": "Who?", "completion": "Rome.", "input": "Rome fell.", "system_prompt": "Be brief."},
+    ]
+    first, second = read_instructions(write(rows))
+    assert first.prompt == [{"role": "user", "content": "Who?\n\n### Input:\nRome fell."}]
+    assert second.prompt == [{"role": "system", "content": "Be brief."}, *first.prompt]
+
+
 def test_sharegpt(write):
     turns = [("human", "Capital of Italy?"), ("gpt", "Rome."), ("human", "Sure?"), ("gpt", "Yes.")]
     turns = [{"from": speaker, "value": text} for speaker, text in turns]

@@ -4,11 +4,12 @@ A row of data has one of these forms:
 
     {"instruction": ..., "input": ..., "output": ...}        Alpaca; the input may be missing or empty
     {"instruction": ..., "context": ..., "response": ...}    Dolly; the context may be empty
-    {"prompt": ..., "completion": ...}
+    {"prompt": ..., "completion": ...}                       an input or context may stand beside them
     {"messages": [{"role": ..., "content": ...}, ...]}       roles user and assistant, a first message may be system
     {"conversations": [{"from": ..., "value": ...}, ...]}    ShareGPT; human and gpt are user and assistant
 
-Alpaca rows may also have a `system` text and a `history` of earlier turns, a list of pairs of question and answer.
+All may also have a text `system` (or `system_prompt`), and all but the last two a `history` of earlier turns, a list
+of pairs of question and answer.
 
 The ids of a whole conversation and the labels on them come from one call of the chat template, and the ids that a
 model answers to are their first ones: a model is asked with exactly the prompt that it was trained on.
@@ -85,7 +86,8 @@ def read_instructions(source: str | list[str], max_rows: int | None = None) -> l
 def as_conversation(row: dict[str, Any], origin: str) -> Conversation:
     """Raises ValueError for a row in none of the forms at the top of this file."""
     row = {column: None if is_missing(value) else value for column, value in row.items()}
-    system = [{"role": "system", "content": row["system"]}] if row.get("system", "") not in EMPTY else []
+    told = [row[column] for column in ("system", "system_prompt") if row.get(column) not in EMPTY]
+    system = [{"role": "system", "content": text} for text in told]
     for column in ("messages", "conversations"):
         if row.get(column) is not None:
             turns = named_by_role(row[column])
@@ -115,11 +117,11 @@ def is_missing(value: object) -> bool:
 
 def columns_of(row: dict[str, Any], origin: str) -> tuple[str, str, str]:
     """The columns with the instruction, the text that it is about, and the answer."""
-    if "instruction" not in row:
-        return "prompt", "", "completion"
     if row.get("context") not in EMPTY and row.get("input") not in EMPTY:
         raise ValueError(f"{origin} has both an input and a context; keep one of them.")
     given = "input" if row.get("context") in EMPTY else "context"
+    if "instruction" not in row:
+        return "prompt", given, "completion"
     answered = "response" if "context" in row and "output" not in row else "output"
     return "instruction", given, answered
 
