@@ -185,11 +185,11 @@ def check(
     """Raise an error for options that do not fit together, before anything is read."""
     check_launch(args)
     check_training_arguments(args, metrics=("loss",))
-    if data_args.validation <= 0:
+    if not data_args.validation > 0:  # nan is not
         raise ValueError(
             f"validation is {data_args.validation:g} but must be above 0: its loss tells which checkpoint is the best."
         )
-    if data_args.test < 0 or data_args.validation + data_args.test >= 1:
+    if not (data_args.test >= 0 and data_args.validation + data_args.test < 1):
         raise ValueError(
             f"validation is {data_args.validation:g} and test is {data_args.test:g}; test must be at least 0, and "
             "their sum below 1, so that rows are left for training."
