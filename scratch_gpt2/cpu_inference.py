@@ -17,7 +17,7 @@ from torch import nn
 from transformers import Cache, PreTrainedModel
 from transformers.utils import logging
 
-from .cpu_kernels import PRODUCTS, Packed
+from .cpu_kernels import PRODUCTS, Packed, missing_operator
 from .hardware import cpu_computes_bfloat16
 from .modeling_scratch_gpt2 import ScratchGPT2Block
 
@@ -177,26 +177,26 @@ def optimize_for_inference(model: PreTrainedModel, weights: str | None = None) -
     """Make the model faster on the CPU, and return it. `restore_from_inference` undoes it.
 
     Results are those of the model up to rounding, in the model's own dtype, float32 or (where the CPU computes it)
-    bfloat16. With `weights="int8"` or `"bf16"` they are approximate. The first call for a size of model measures for
-    about a second which kernels are the fastest. The weights are kept in memory beside their packed copies, if any.
-    Nothing else changes: `generate`, `pipeline`, `save_pretrained`, `state_dict`, `copy.deepcopy` and `pickle` work as
-    before. Weights that change count when the next text starts, that is, with an empty cache, or at once. Layers that
-    get an adapter, a hook or pruning are no longer optimized.
+    bfloat16. With `weights="bf16"`, `"int8"` or `"int4"` they are approximate. The first call for a size of model
+    measures for about a second which kernels are the fastest. The weights are kept in memory beside their packed
+    copies, if any. Nothing else changes: `generate`, `pipeline`, `save_pretrained`, `state_dict`, `copy.deepcopy` and
+    `pickle` work as before. Weights that change count when the next text starts, that is, with an empty cache, or at
+    once. Layers that get an adapter, a hook or pruning are no longer optimized.
 
     Weights may be stored by columns: code that needs them contiguous, such as random pruning, must restore them first.
 
     Raises ValueError for a model in training mode, with adapters or quantized weights, on another device, in another
-    dtype, and if torch has no oneDNN or no FBGEMM.
+    dtype, and if torch has no oneDNN, no FBGEMM or not the operators for `weights`.
     """
     check_can_be_packed(model, weights)
-    product_class = PRODUCTS[weights]
+    block_class, output_class = PRODUCTS[weights]
     blocks = [module for module in model.modules() if is_block(module)]
     inside = {module for block in blocks for module in block.modules()}
     linears = [module for module in model.modules() if type(module) is nn.Linear and module not in inside]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     for module in (*blocks, *linears):
-        module.packed = PackedLayers(module, product_class)
+        module.packed = PackedLayers(module, block_class if is_block(module) else output_class)
         module.forward = partial(block_forward if is_block(module) else linear_forward, module)
         module.packed.refresh()
     follow = partial(follow_weights, [module.packed for module in (*blocks, *linears)])
@@ -261,7 +261,7 @@ def has_adapters(model: nn.Module) -> bool:
 
 def check_can_be_packed(model: PreTrainedModel, weights: str | None) -> None:
     if weights not in PRODUCTS:
-        raise ValueError(f"weights={weights!r} is unknown: leave it out or give 'bf16' or 'int8'.")
+        raise ValueError(f"weights={weights!r} is unknown: leave it out or give 'bf16', 'int8' or 'int4'.")
     if any("packed" in vars(module) for module in model.modules()):
         raise ValueError(f"{RESTORE}: the model is optimized for inference already.")
     if any(module.training for module in model.modules()):
@@ -276,6 +276,8 @@ def check_can_be_packed(model: PreTrainedModel, weights: str | None) -> None:
         )
     if not torch.backends.mkldnn.is_available() or "x86" not in torch.backends.quantized.supported_engines:
         raise ValueError("This torch has no oneDNN or no FBGEMM; use the model as it is.")
+    if (operator := missing_operator(weights)) is not None:
+        raise ValueError(f"torch {torch.__version__} has no operator {operator}; install another version of torch.")
     check_dtype(model, weights)
 
 

@@ -2,8 +2,8 @@
 
 How fast a processor multiplies one row by a weight depends on its make, on the shape and on how the weight is stored.
 One AMD EPYC core with AVX-512 reads (50257, 768) at 13 GB/s stored by rows, at 16 packed by oneDNN and at 24 stored by
-columns, and (768, 3072) at 17, 19 and 14. PyTorch's inductor packs frozen weights with the same oneDNN operators, and
-its dynamic quantization uses the same int8 operators.
+columns, and (768, 3072) at 17, 19 and 14. PyTorch's inductor packs frozen weights with the same oneDNN operators, its
+dynamic quantization uses the same int8 operators, and torchao the same int4 operators.
 """
 
 import math
@@ -19,6 +19,8 @@ MEASURED_BYTES = 48 * 2**20  # of weights, more than most processors keep in the
 MAX_WEIGHTS = 32
 PASSES = 3
 SEVERAL_ROWS = 8
+GROUP = 32  # weights of 4 bits that share a scale
+INT4_ROWS = 16  # outputs that the int4 operator packs together
 
 
 class Stored:
@@ -189,6 +191,30 @@ class Int8Product:
         return [f"FBGEMM int8, inputs in {7 if self.in_7_bits else 8} bits"] * 2
 
 
+class Int4Product:
+    """`F.linear` with weights of 4 bits, and a scale and an offset for each `GROUP` neighbours in a row of the weight.
+    Inputs and outputs are rounded to bfloat16, which every processor converts."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):
+        self.packed, self.scales = pack_int4(weight)
+        self.bias, (self.out_features, self.in_features) = bias, weight.shape
+
+    @staticmethod
+    def stores_by_columns(shape: tuple[int, int], dtype: torch.dtype) -> bool:
+        return False
+
+    def __call__(self, hidden_states):
+        rows = hidden_states.reshape(-1, self.in_features).bfloat16()
+        if self.in_features % GROUP:
+            rows = F.pad(rows, (0, -self.in_features % GROUP))
+        output = torch._weight_int4pack_mm_for_cpu(rows, self.packed, GROUP, self.scales)[:, : self.out_features]
+        output = output.to(hidden_states.dtype).view(*hidden_states.shape[:-1], -1)
+        return output if self.bias is None else output.add_(self.bias)
+
+    def report(self) -> list[str]:
+        return ["int4, inputs in bfloat16"] * 2
+
+
 def cpu_adds_int8_exactly() -> bool:
     """Whether FBGEMM multiplies int8 with VNNI, which adds in 32 bits."""
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.13 has it
@@ -205,5 +231,43 @@ def pack_int8(weight: torch.Tensor):
     return torch.ops.quantized.linear_prepack(quantized, None)
 
 
-Packed = Product | BFloat16Product | Int8Product
-PRODUCTS: dict[str | None, type[Packed]] = {None: Product, "bf16": BFloat16Product, "int8": Int8Product}
+def pack_int4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The packed form of an (out, in) weight: numbers from 0 to 15, and (in / GROUP, out, 2) scales and offsets in
+    bfloat16. A weight is (number - 8) * scale + offset. Rows and columns of zeros complete the operator's blocks."""
+    out_features, in_features = weight.shape
+    weight = F.pad(weight.float(), (0, -in_features % GROUP, 0, -out_features % INT4_ROWS))
+    groups = weight.unflatten(1, (-1, GROUP))  # (out, in / GROUP, GROUP)
+    least, greatest = groups.aminmax(dim=-1, keepdim=True)
+    scales = ((greatest - least) / 15).clamp(min=torch.finfo(torch.bfloat16).tiny).bfloat16()
+    offsets = (least + 8 * scales).bfloat16()
+    numbers = torch.round((groups - offsets.float()) / scales.float() + 8).clamp(0, 15).int().flatten(1)
+    packed = torch._convert_weight_to_int4pack_for_cpu(numbers, 2)  # 2 is not used on CPUs
+    return packed, torch.cat([scales, offsets], -1).transpose(0, 1).contiguous()
+
+
+Packed = Product | BFloat16Product | Int8Product | Int4Product
+# For the blocks, and for the output layer. Beside int4, that one has int8, whose logits are not rounded to bfloat16.
+PRODUCTS: dict[str | None, tuple[type[Packed], type[Packed]]] = {
+    None: (Product, Product),
+    "bf16": (BFloat16Product, BFloat16Product),
+    "int8": (Int8Product, Int8Product),
+    "int4": (Int4Product, Int8Product),
+}
+ONEDNN_OPERATORS = ["mkldnn._reorder_linear_weight", "mkldnn._linear_pointwise"]
+INT8_OPERATORS = ["quantized.linear_prepack", "quantized.linear_dynamic"]
+INT4_OPERATORS = ["aten._convert_weight_to_int4pack_for_cpu", "aten._weight_int4pack_mm_for_cpu"]
+OPERATORS = {
+    None: ONEDNN_OPERATORS,
+    "bf16": ONEDNN_OPERATORS,
+    "int8": INT8_OPERATORS,
+    "int4": INT4_OPERATORS + INT8_OPERATORS,
+}
+
+
+def missing_operator(weights: str | None) -> str | None:
+    """The first private operator of torch that products with `weights` call and this version of torch lacks."""
+    for operator in OPERATORS[weights]:
+        library, name = operator.split(".")
+        if not hasattr(getattr(torch.ops, library), name):
+            return operator
+    return None

@@ -7,7 +7,7 @@ from torch.nn import Linear
 
 from scratch_gpt2 import cpu_kernels
 from scratch_gpt2.cpu_inference import lay_out
-from scratch_gpt2.cpu_kernels import Int8Product, Product, Stored, fastest
+from scratch_gpt2.cpu_kernels import GROUP, Int4Product, Int8Product, Product, Stored, fastest, missing_operator
 
 ONE_ROW = {"by rows": ("by rows", 20.0), "by columns": ("by columns", 20.0), "oneDNN": ("oneDNN", 20.0)}
 SEVERAL_ROWS = {"plain": ("plain", 10.0), "oneDNN": ("oneDNN", 10.0)}
@@ -34,6 +34,49 @@ def test_int8_multiplies_as_by_hand(monkeypatch, vnni, largest, expected):
     both = product(torch.cat([inputs, inputs / 1000]))
     thousandth = [(value - 0.25) / 1000 + 0.25 for value in expected]
     assert both[1, :3].tolist() == pytest.approx([*thousandth, 0.25], abs=1e-3)
+
+
+@torch.no_grad()
+def test_int4_multiplies_as_by_hand():
+    """From -8 to 7, and from -3 to 0.75, both in 15 steps: all weights are kept exactly."""
+    weight = torch.zeros(2, GROUP + 1)  # one input more than a group, and 14 outputs fewer than the operator packs
+    weight[0, :16], weight[1, :16] = torch.arange(-8.0, 8.0), torch.arange(-3.0, 1.0, 0.25)
+    weight[1, GROUP] = 2.5
+    product = Int4Product(weight, torch.tensor([0.5, 0.25]))
+    inputs = torch.zeros(1, GROUP + 1)
+    inputs[0, [0, 2, 15, GROUP]] = torch.tensor([1.0, 10.0, 4.0, 2.0])
+    # -8 - 60 + 28 + 0.5 and -3 - 25 + 3 + 5 + 0.25
+    assert product(inputs).tolist() == [[-39.5, -19.75]]
+    assert product(inputs.expand(3, 2, -1)).tolist() == [[[-39.5, -19.75]] * 2] * 3
+
+
+@torch.no_grad()
+def test_int4_rounds_each_weight_to_the_nearest_of_its_group():
+    """A column of the identity selects a weight; bfloat16 rounds it, its scale and its offset by up to 1/256."""
+    weight = torch.randn(20, 2 * GROUP, generator=torch.Generator().manual_seed(0))
+    weight[3] *= 100
+    kept = Int4Product(weight, None)(torch.eye(2 * GROUP)).t()
+    for row, kept_row in zip(weight.split(GROUP, dim=1), kept.split(GROUP, dim=1), strict=True):
+        span = row.amax(1, keepdim=True) - row.amin(1, keepdim=True)
+        error = (kept_row - row).abs() / span
+        assert (error <= 1 / 30 + 1 / 64).all() and error.mean() > 1 / 100
+        assert all(len(set(values.tolist())) <= 16 for values in kept_row)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 3, 70])
+def test_int4_multiplies_the_weights_that_it_keeps(rows):
+    generator = torch.Generator().manual_seed(0)
+    product = Int4Product(torch.randn(40, 96, generator=generator), torch.ones(40))
+    inputs = torch.randn(rows, 96, generator=generator).bfloat16().float()
+    kept = product(torch.eye(96)).t() - 1
+    assert relative_error(product(inputs), inputs @ kept.t() + 1) < 0.01
+
+
+def test_a_missing_operator_is_found(monkeypatch):
+    assert all(missing_operator(weights) is None for weights in cpu_kernels.PRODUCTS)
+    monkeypatch.setitem(cpu_kernels.OPERATORS, "int4", ["aten.mm", "aten.mm_of_the_future"])
+    assert missing_operator("int4") == "aten.mm_of_the_future"
 
 
 @pytest.mark.parametrize("one", ONE_ROW)

@@ -20,7 +20,7 @@ from scratch_gpt2 import (
 )
 from scratch_gpt2.cpu_inference import lay_out
 
-OPTIONS = [None, "int8"]
+OPTIONS = [None, "int8", "int4"]
 
 
 def linears(model):
@@ -72,14 +72,23 @@ def test_report_names_a_kernel_for_each_shape(monkeypatch):
     assert [line.split(":")[0] for line in lines] == ["(72, 24)", "(24, 24)", "(96, 24)", "(24, 96)", "(61, 24)"]
     model.restore_from_inference().optimize_for_inference("int8")
     assert "(61, 24): FBGEMM int8, inputs in " in model.inference_report()
+    report = model.restore_from_inference().optimize_for_inference("int4").inference_report()
+    assert "(72, 24): int4, inputs in bfloat16" in report and "(61, 24): FBGEMM int8" in report
 
 
+@pytest.mark.parametrize("weights, most", [("int8", 0.05), ("int4", 0.4)])
 @torch.no_grad()
-def test_int8_logits_are_close():
+def test_quantized_logits_are_close(weights, most):
     reference, model = twins(attention="sdpa")
     ids = random_ids(4, 20)
-    error = relative_error(model.optimize_for_inference("int8")(ids).logits, reference(ids).logits)
-    assert 1e-4 < error < 0.05
+    error = relative_error(model.optimize_for_inference(weights)(ids).logits, reference(ids).logits)
+    assert 1e-4 < error < most
+
+
+def test_an_operator_that_torch_lacks_is_refused(monkeypatch):
+    monkeypatch.setattr(cpu_inference, "missing_operator", lambda weights: f"aten.{weights}")
+    with pytest.raises(ValueError, match=r"^torch \S+ has no operator aten.int4; install another .*\.$"):
+        tiny_model().optimize_for_inference("int4")
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -236,7 +245,8 @@ def with_adapter():
     [
         (lambda: tiny_model().train(), None, "Call model.eval() first"),
         (lambda: tiny_model().optimize_for_inference(), None, "is optimized for inference already"),
-        (tiny_model, "int4", "weights='int4' is unknown: leave it out or give 'bf16' or 'int8'."),
+        (tiny_model, "int3", "weights='int3' is unknown: leave it out or give 'bf16', 'int8' or 'int4'."),
+        (lambda: tiny_model().bfloat16(), "int4", "The weights are torch.bfloat16: load"),
         (with_adapter, None, "Merge the adapter first (merge_and_unload)"),
         (lambda: tiny_model().half(), None, "The weights are torch.float16: load the model with dtype=torch.float32."),
         (lambda: tiny_model().bfloat16(), "int8", "The weights are torch.bfloat16: load"),
@@ -401,15 +411,18 @@ def test_a_change_counts_as_in_the_plain_model(change, tied):
         assert relative_error(expected, before) > 1e-4
 
 
+@pytest.mark.parametrize("weights", ["int8", "int4"])
 @torch.no_grad()
-def test_int8_weights_are_packed_again():
+def test_quantized_weights_are_packed_again(weights):
     plain, ids = tiny_model(), random_ids(2, 6)
-    model = copy.deepcopy(plain).optimize_for_inference("int8")
-    model(ids)
+    model = copy.deepcopy(plain).optimize_for_inference(weights)
+    before = model(ids).logits
     for one in (plain, model):
         scale_keys_through_data(one)
         assign_data(one)
-    assert 1e-4 < relative_error(model(ids).logits, plain(ids).logits) < 0.05
+    fresh = plain.optimize_for_inference(weights)
+    assert torch.equal(model(ids).logits, fresh(ids).logits)
+    assert relative_error(model(ids).logits, before) > 0.1
 
 
 @torch.no_grad()
