@@ -66,6 +66,10 @@ class Arguments:
     reference: bool = field(
         default=False, metadata={"help": "Compute GPT-2 checkpoints with transformers' GPT-2 instead of ours."}
     )
+    no_optimize: bool = field(
+        default=False,
+        metadata={"help": "On a CPU, keep the kernels of the models as loaded, even if others are faster."},
+    )
     output: str | None = field(default=None, metadata={"help": "Folder for report.json and report.png."})
     overwrite: bool = field(default=False, metadata={"help": "Replace a report in the output folder."})
     smoke: bool = field(default=False, metadata={"help": "Evaluate on one short sentence."})
@@ -111,6 +115,7 @@ def make_plan(arguments: Arguments) -> Plan:
         new_tokens=min(arguments.new_tokens, 8) if arguments.smoke else arguments.new_tokens,
         batch_size=arguments.batch_size,
         reference=arguments.reference,
+        optimize=not arguments.no_optimize,
     )
 
 

@@ -14,6 +14,7 @@ if __name__ == "__main__":  # --help and mistyped options are answered before th
 
     runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from accelerate import PartialState
 from transformers import TextStreamer, set_seed
 
 from scratch_gpt2.cli import parse_arguments, run_main
+from scratch_gpt2.cpu_inference import optimize_if_faster
 from scratch_gpt2.data.text_files import read_stdin
 from scratch_gpt2.evaluation.models import is_first_process, load_causal_lm, load_tokenizer_of
 from scratch_gpt2.tokenization import check_text, load_tokenizer
@@ -48,6 +50,10 @@ class Arguments:
         default=1.0, metadata={"help": "Above 1: make tokens that have occurred less likely."}
     )
     seed: int = field(default=0, metadata={"help": "Seed for sampling."})
+    no_optimize: bool = field(
+        default=False,
+        metadata={"help": "On a CPU, keep the kernels of the model as loaded, even if others are faster."},
+    )
 
 
 def main() -> None:
@@ -57,6 +63,8 @@ def main() -> None:
     prompt = read_stdin().removesuffix("\n") if arguments.prompt == "-" else arguments.prompt
     check_text(prompt)
     model, tokenizer = load(arguments.model, arguments.tokenizer)
+    if not arguments.no_optimize:
+        print(optimize_if_faster(model), file=sys.stderr)
 
     inputs = tokenizer(prompt or tokenizer.eos_token, return_tensors="pt", verbose=False).to(model.device)
     length = inputs.input_ids.shape[1]

@@ -16,6 +16,7 @@ if __name__ == "__main__":  # --help and mistyped options are answered before th
 
     runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from scratch_gpt2.cli import parse_arguments, run_main
+from scratch_gpt2.cpu_inference import optimize_if_faster
 from scratch_gpt2.data.instructions import Conversation, read_instructions
 from scratch_gpt2.evaluation.models import is_first_process, load_causal_lm, load_tokenizer_of
 from scratch_gpt2.evaluation.progress import ProgressFile, digest
@@ -59,6 +61,10 @@ class Arguments:
         default=1.0, metadata={"help": "Sample from the most likely tokens with this total probability."}
     )
     seed: int = field(default=0, metadata={"help": "Seed for sampling."})
+    no_optimize: bool = field(
+        default=False,
+        metadata={"help": "On a CPU, keep the kernels of the model as loaded, even if others are faster."},
+    )
 
 
 def main() -> None:
@@ -69,6 +75,8 @@ def main() -> None:
     conversations = read_instructions(arguments.data, arguments.max_rows)
     tokenizer = load_tokenizer(arguments.tokenizer) if arguments.tokenizer else load_tokenizer_of(arguments.model)
     model = load_causal_lm(arguments.model).to(PartialState().device)
+    if not arguments.no_optimize:
+        print(optimize_if_faster(model), file=sys.stderr)
     fitting, prompts = fit(model, tokenizer, conversations, arguments.max_new_tokens)
     try:
         loss = reference_loss(model, tokenizer, fitting)

@@ -54,13 +54,14 @@ def main() -> None:
     parser.add_argument("--share", action="store_true", help="Also open a public address through gradio.live.")
     parser.add_argument("--checkpoints", default=EMBEDDED_FOLDER, help="Folder with base, assistant and spam.")
     parser.add_argument("--models", default="runs", help="Folder below which visitors may choose models.")
+    parser.add_argument("--no_optimize", action="store_true", help="Keep the kernels of the models as loaded.")
     options = parser.parse_args()
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("httpx").setLevel(logging.WARNING)
     torch.set_num_threads(1)  # a core for each text
-    checkpoints = Checkpoints(options.checkpoints, options.models)
+    checkpoints = Checkpoints(options.checkpoints, options.models, optimize=not options.no_optimize)
     if sentence := checkpoints.missing():
         print(sentence, flush=True)
     checkpoints.preload()

@@ -5,7 +5,6 @@ Only safetensors are read, and no code that comes with a checkpoint is run.
 
 import json
 from collections import OrderedDict
-from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -16,6 +15,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification
+from scratch_gpt2.cpu_inference import optimize_if_faster
 from scratch_gpt2.tokenization import CHAT_TEMPLATE, load_tokenizer
 
 EMBEDDED_FOLDER = Path(__file__).parent / "checkpoints"
@@ -43,9 +43,11 @@ class Checkpoints:
     Args:
         embedded: folder with the embedded models.
         local: the folder below which visitors may choose; nothing outside it is ever opened.
+        optimize: give language models the fastest kernels for this CPU, and print their names.
     """
 
-    def __init__(self, embedded: Path = EMBEDDED_FOLDER, local: Path | None = None):
+    def __init__(self, embedded: Path = EMBEDDED_FOLDER, local: Path | None = None, optimize: bool = True):
+        self.optimize = optimize
         self.embedded = Path(embedded)
         self.local = Path(local).resolve() if local is not None else None
         self.loaded: OrderedDict[tuple[str, type], Loaded] = OrderedDict()
@@ -97,6 +99,8 @@ class Checkpoints:
             folder = self.find(name)
             with self.reading:
                 loaded = read(folder, model_class)
+                if self.optimize:
+                    print(f"{name}: {optimize_if_faster(loaded[0])}", flush=True)
             with self.lock:
                 others = [other for other in self.loaded if other[0] not in EMBEDDED]
                 if name not in EMBEDDED and len(others) >= OTHERS_IN_MEMORY:
@@ -167,7 +171,7 @@ def read(folder: Path, model_class: type) -> Loaded:
         return read_adapter(folder, model_class)
     check_checkpoint(folder, model_class)
     model = model_class.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
-    return for_inference(model), tokenizer_of(folder)
+    return model.eval().requires_grad_(False), tokenizer_of(folder)
 
 
 def read_adapter(folder: Path, model_class: type) -> Loaded:
@@ -180,7 +184,7 @@ def read_adapter(folder: Path, model_class: type) -> Loaded:
         model = PeftModel.from_pretrained(model, folder).merge_and_unload()
     except RuntimeError:  # sizes that differ
         raise ValueError(f"The adapter {folder.name!r} does not fit its base {base.name!r}; choose another.") from None
-    return for_inference(model), tokenizer_of(folder if (folder / "tokenizer.json").is_file() else base)
+    return model.eval().requires_grad_(False), tokenizer_of(folder if (folder / "tokenizer.json").is_file() else base)
 
 
 def check_adapter(folder: Path, model_class: type) -> Path:
@@ -204,14 +208,6 @@ def check_adapter(folder: Path, model_class: type) -> Path:
         )
     check_checkpoint(base, ScratchGPT2ForCausalLM)
     return base
-
-
-def for_inference(model: PreTrainedModel) -> PreTrainedModel:
-    model.eval().requires_grad_(False)
-    if isinstance(model, ScratchGPT2ForCausalLM):  # a classifier's words are weighed with gradients
-        with suppress(ValueError):  # this machine or torch cannot
-            model.optimize_for_inference()
-    return model
 
 
 def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:

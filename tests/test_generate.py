@@ -42,6 +42,12 @@ def test_the_byte_order_mark_of_standard_input_is_not_text(folder):
     assert done.stdout.startswith(b"cat") and not done.stdout.startswith(b"cat\n")
 
 
+def test_kernels_are_named_once_and_can_be_left_as_loaded(folder):
+    first, second = (generate("--model", folder, "--prompt", "cat", "--greedy", *no) for no in ([], ["--no_optimize"]))
+    assert first.stdout == second.stdout and first.stdout.startswith(b"cat")
+    assert first.stderr.count(b"Kernels: ") == 1 and b"Kernels" not in second.stderr
+
+
 def test_several_processes_write_once(folder):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     done = generate("--model", folder, "--prompt", "The hat", launcher=launcher)

@@ -268,6 +268,37 @@ def test_merged_adapters_are_optimized():
         assert relative_error(model.optimize_for_inference()(ids).logits, expected) < 1e-5
 
 
+@pytest.mark.parametrize("seconds, faster", [([2.0, 1.0], True), ([1.0, 1.0], False)])
+@torch.no_grad()
+def test_optimizes_where_a_token_takes_less_time(monkeypatch, seconds, faster):
+    choose_always(monkeypatch, "by columns", "plain")
+    measured = iter(seconds)
+    monkeypatch.setattr(cpu_inference, "seconds_per_token", lambda model: next(measured))
+    model, ids = tiny_model(), random_ids(2, 5)
+    expected = model(ids).logits
+    line = cpu_inference.optimize_if_faster(model)
+    assert relative_error(model(ids).logits, expected) < 5e-6
+    assert hasattr(model.lm_head, "packed") == faster
+    if faster:
+        assert line.startswith("Kernels: (72, 24) by columns at 20.0 GB/s, (24, 24) by columns") and "\n" not in line
+    else:
+        assert line == "Kernels: torch's (ScratchGPT2ForCausalLM, torch.float32, cpu), the fastest for this model"
+
+
+@pytest.mark.parametrize(
+    "make", [with_adapter, lambda: tiny_model().bfloat16(), lambda: tiny_model().to("meta"), lambda: twins()[0]]
+)
+def test_leaves_other_models_as_they_are(make):
+    model = make()
+    line = cpu_inference.optimize_if_faster(model)
+    assert line == f"Kernels: torch's ({type(model).__name__}, {model.dtype}, {model.device})"
+    assert all("packed" not in vars(module) for module in model.modules())
+
+
+def test_times_a_token_that_continues_a_text():
+    assert 0 < cpu_inference.seconds_per_token(tiny_model()) < 10
+
+
 @pytest.mark.parametrize("weights", OPTIONS)
 def test_an_optimized_model_does_not_learn_or_change(weights):
     model, ids = tiny_model().optimize_for_inference(weights), random_ids(1, 5)

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from ..cpu_inference import optimize_if_faster
 from ..data.text_classification import PreparedClassification
 from ..files import new_figure, save_figure
 from ..prediction import classify_text
@@ -31,7 +32,8 @@ MAX_NAME = 30  # characters of a model's name that are shown in a panel
 @dataclass(frozen=True)
 class Plan:
     """What to evaluate. Language models get `texts` (by name), `hellaswag` and `new_tokens` of generation (0: none),
-    classifiers the test split of `classification`. With `reference`, transformers' GPT-2 replaces ours."""
+    classifiers the test split of `classification`. With `reference`, transformers' GPT-2 replaces ours; with
+    `optimize`, ours takes the fastest kernels for this CPU, and their names are printed."""
 
     texts: dict[str, str] = field(default_factory=dict)
     context: int | None = None
@@ -43,6 +45,7 @@ class Plan:
     new_tokens: int = 64
     batch_size: int = 4
     reference: bool = False
+    optimize: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,6 +96,8 @@ def measure_model(name: str, tokenizer_name: str | None, plan: Plan) -> dict:
     """
     model = load_model(name, reference=plan.reference).to(PartialState().device)
     tokenizer = load_tokenizer(tokenizer_name) if tokenizer_name else load_tokenizer_of(name)
+    if plan.optimize:
+        print(f"{name}: {optimize_if_faster(model)}", file=sys.stderr)
     description = {
         "class": type(model).__name__,
         "parameters": model.num_parameters(),
