@@ -218,33 +218,36 @@ def test_the_short_set_measures_what_it_is_given(run_all, monkeypatch, tmp_path)
 @pytest.fixture
 def small(benchmark, monkeypatch):
     """A GPT-2 with few tokens and blocks, as a preset of the benchmarks."""
-    sizes = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 64, "vocab_size": 97}
+    sizes = {"n_layer": 2, "n_embd": 32, "n_head": 2, "n_positions": 64, "vocab_size": 300}
     monkeypatch.setitem(benchmark("decode").PRESETS, "small", sizes | {"bos_token_id": 0, "eos_token_id": 0})
     return "small"
 
 
-@pytest.mark.parametrize("peer", ["ctranslate2", "onnxruntime"])
+PEERS = {"ctranslate2": ["ctranslate2"], "onnxruntime": ["onnxruntime", "onnxscript"]}
+PEERS |= {"openvino": ["openvino", "onnxscript"], "llama.cpp F32": ["xllamacpp", "gguf"]}
+
+
+@pytest.mark.parametrize("peer", PEERS)
 def test_the_peers_of_decoding_write_the_same_tokens(peer, benchmark, small, tmp_path):
-    pytest.importorskip(peer, reason=f"{peer} is not installed")
-    if peer == "onnxruntime":
-        pytest.importorskip("onnxscript", reason="onnxscript, which exports to ONNX, is not installed")
+    for package in PEERS[peer]:
+        pytest.importorskip(package, reason=f"{package} is not installed")
     decode = benchmark("decode")
     decode.write_weights(tmp_path, small, [peer])
-    ids = torch.randint(0, 97, (2, 5), generator=torch.Generator().manual_seed(0))
-    expected = decode.make_writer("transformers", tmp_path)(ids, 6)
+    ids = torch.randint(0, 257, (2, 5), generator=torch.Generator().manual_seed(0))
+    expected = decode.make_writer("transformers", tmp_path, batch=2, positions=11)(ids, 6)
     assert expected.shape == (2, 6)
-    assert torch.equal(decode.make_writer(peer, tmp_path)(ids, 6), expected)
-    assert torch.equal(decode.make_writer("scratch_gpt2 optimized", tmp_path)(ids, 6), expected)
+    assert torch.equal(decode.make_writer(peer, tmp_path, batch=2, positions=11)(ids, 6), expected)
+    assert torch.equal(decode.make_writer("scratch_gpt2 optimized", tmp_path, batch=2, positions=11)(ids, 6), expected)
 
 
 def test_a_static_cache_writes_the_same_tokens(benchmark, small, tmp_path):
     decode = benchmark("decode")
     decode.write_weights(tmp_path, small, [])
-    ids = torch.randint(0, 97, (2, 5), generator=torch.Generator().manual_seed(0))
-    expected = decode.make_writer("transformers", tmp_path)(ids, 6)
+    ids = torch.randint(0, 257, (2, 5), generator=torch.Generator().manual_seed(0))
+    expected = decode.make_writer("transformers", tmp_path, batch=2, positions=11)(ids, 6)
     for name in decode.STATIC:
         assert name in decode.contender_names(static=True) and name not in decode.contender_names(static=False)
-        assert torch.equal(decode.make_writer(name, tmp_path)(ids, 6), expected)
+        assert torch.equal(decode.make_writer(name, tmp_path, batch=2, positions=11)(ids, 6), expected)
 
 
 def test_training_steps_do_the_same_masked_work(benchmark, small, tmp_path):

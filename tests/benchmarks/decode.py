@@ -1,30 +1,37 @@
-"""Speed of generation with GPT-2 124M, beside transformers' GPT-2, CTranslate2 and onnxruntime.
+"""Speed of generation with GPT-2 124M, beside transformers, CTranslate2, onnxruntime, OpenVINO and llama.cpp.
 
     python tests/benchmarks/decode.py
     python tests/benchmarks/decode.py --batch 8 --rounds 5 --json
+    python tests/benchmarks/decode.py --prompt 900     # a long context
     python tests/benchmarks/decode.py --prompt 512 --new_tokens 1      # prefill
+    python tests/benchmarks/decode.py --contenders "scratch_gpt2 int8" "llama.cpp Q8_0"     # beside transformers
     python tests/benchmarks/decode.py --static --batch 8 --new_tokens 256      # for a GPU
     python tests/benchmarks/decode.py --preset tiny --new_tokens 4     # to see whether it works
 
-All generate the same number of tokens, greedily, with the same random weights, in turns, each in its own process:
+All generate the same number of tokens, greedily, with the same random weights, in turns, each in its own process, with
+the same number of threads; all processes keep the memory that they free (`keep_freed_memory`):
 
 transformers       transformers' GPT2LMHeadModel, float32
 scratch_gpt2       our model as loaded
 ... optimized      after optimize_for_inference()
-... int8           after optimize_for_inference(weights="int8")
+... int8, int4     after optimize_for_inference(weights="int8") and "int4"
+... bf16 weights   after optimize_for_inference(weights="bf16"), where the CPU computes bfloat16
 ... static         transformers' and ours with a static cache (--static), with which generate compiles them on a GPU
 ... bf16           transformers' and ours after optimize_for_inference(), where the CPU computes bfloat16
 ctranslate2        its float32 and int8, if it is installed (pip install ctranslate2)
 onnxruntime        transformers' model exported with its key-value cache, float32 (pip install onnxruntime onnxscript)
+openvino           the same file with a state, float32 and, with nncf, int8 (pip install openvino nncf)
+llama.cpp          F32, Q8_0 and Q4_0 files of our own export, by its server (pip install xllamacpp gguf)
 
-The float32 contenders must generate equal tokens; for the others, the share of equal tokens is shown. Times are
-medians. Bandwidth is the bytes of weights that the steps read, divided by the time, as a share of the fastest sum over
-400 MB in the same turns; it is meaningless with a long prompt. Memory is the resident memory of a contender's process
-after its first text (Linux). On a GPU, only transformers' model and ours take part, and the last two numbers are
-meaningless.
+The float32 contenders must generate equal tokens; for the others, the share of equal tokens is shown. llama.cpp
+computes GELU from a table in float16, so its F32 may choose another token. Times are medians. Bandwidth is the bytes
+of weights that the steps read, divided by the time, as a share of the fastest sum over 400 MB in the same turns; it is
+meaningless with a long prompt. Memory is the resident memory of a contender's process after its first text (Linux). On
+a GPU, only transformers' model and ours take part, and the last two numbers are meaningless.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import subprocess
@@ -35,19 +42,23 @@ import timeit
 from importlib.util import find_spec
 from pathlib import Path
 
+import decode_peers
 import torch
 from process_memory import memory_mb
-from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, set_seed
+from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 from transformers.utils import logging
 
 from scratch_gpt2 import ScratchGPT2ForCausalLM
 from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
-from scratch_gpt2.hardware import cpu_computes_bfloat16
+from scratch_gpt2.hardware import cpu_computes_bfloat16, keep_freed_memory
 
 STATIC = ("transformers static", "scratch_gpt2 static")
-EXACT = ("transformers", "scratch_gpt2", "scratch_gpt2 optimized", "ctranslate2", "onnxruntime", *STATIC)
+EXACT = ("transformers", "scratch_gpt2", "scratch_gpt2 optimized", "ctranslate2", "onnxruntime", "openvino", *STATIC)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-WEIGHT_BYTES = {"int8": 1, "bf16": 2}  # float32: 4
+OURS = {"int8": "int8", "int4": "int4", "weights": "bf16"}  # last word of a contender: weights=
+# Bytes of a weight, with its share of a scale, in the blocks and in the output layer. float32: 4
+WEIGHT_BYTES = {"int8": (1, 1), "int4": (0.625, 1), "bf16": (2, 2), "weights": (2, 2)}
+WEIGHT_BYTES |= {"Q8_0": (1.0625, 1.0625), "Q4_0": (0.5625, 1.0625)}
 
 
 def contender_names(static: bool) -> list[str]:
@@ -55,27 +66,39 @@ def contender_names(static: bool) -> list[str]:
     names = ["transformers", "scratch_gpt2", *(STATIC if static else ())]
     if DEVICE == "cuda":
         return names
-    names += ["scratch_gpt2 optimized", "scratch_gpt2 int8"]
+    names += ["scratch_gpt2 optimized", "scratch_gpt2 int8", "scratch_gpt2 int4"]
     if cpu_computes_bfloat16():
-        names += ["transformers bf16", "scratch_gpt2 bf16"]
+        names += ["transformers bf16", "scratch_gpt2 bf16", "scratch_gpt2 bf16 weights"]
     if find_spec("ctranslate2"):
         names += ["ctranslate2", "ctranslate2 int8"]
     if find_spec("onnxruntime") and find_spec("onnxscript"):
         names += ["onnxruntime"]
+    if find_spec("openvino") and find_spec("onnxscript"):
+        names += ["openvino", *(["openvino int8"] if find_spec("nncf") else [])]
+    if find_spec("xllamacpp") and find_spec("gguf"):
+        names += [f"llama.cpp {kind}" for kind in decode_peers.LLAMA_TYPES]
     return names
 
 
-def make_writer(name: str, folder: Path):
-    """A function of (B, T) ids and the number n of new tokens that returns the (B, n) new ids."""
+def make_writer(name: str, folder: Path, batch: int, positions: int):
+    """A function of (B, T) ids and the number n of new tokens that returns the (B, n) new ids.
+
+    llama.cpp and OpenVINO are told `batch`, B, and llama.cpp that there are at most `positions` positions.
+    """
+    kind = name.split()[-1]
     if name == "onnxruntime":
-        return make_onnx_writer(folder)
+        return decode_peers.make_onnx_writer(folder)
+    if name.startswith("openvino"):
+        return decode_peers.make_openvino_writer(folder, batch, in_int8=kind == "int8")
+    if name.startswith("llama.cpp"):
+        return decode_peers.make_llama_writer(folder / f"{kind}.gguf", batch, positions)
     if name.startswith("ctranslate2"):
-        return make_ctranslate2_writer(folder, "int8" if name.endswith("int8") else "float32")
+        return decode_peers.make_ctranslate2_writer(folder, "int8" if kind == "int8" else "float32")
     model_class = GPT2LMHeadModel if name.startswith("transformers") else ScratchGPT2ForCausalLM
     dtype = torch.bfloat16 if name.endswith("bf16") else torch.float32
     model = model_class.from_pretrained(folder, dtype=dtype).eval().to(DEVICE)
     if name.startswith("scratch_gpt2 ") and name not in STATIC:
-        model.optimize_for_inference("int8" if name.endswith("int8") else None)
+        model.optimize_for_inference(OURS.get(kind))
     options = {"eos_token_id": None, "do_sample": False}
     options |= {"cache_implementation": "static"} if name in STATIC else {}
 
@@ -87,96 +110,19 @@ def make_writer(name: str, folder: Path):
     return write
 
 
-def make_ctranslate2_writer(folder: Path, compute_type: str):
-    import ctranslate2
-
-    generator = ctranslate2.Generator(
-        str(folder / "ctranslate2"), compute_type=compute_type, intra_threads=torch.get_num_threads()
-    )
-
-    def write(ids, new_tokens):
-        results = generator.generate_batch(
-            [[str(number) for number in row] for row in ids.tolist()],
-            max_length=new_tokens,
-            min_length=new_tokens,
-            include_prompt_in_result=False,
-            sampling_topk=1,
-        )
-        return torch.tensor([result.sequences_ids[0] for result in results])
-
-    return write
-
-
-def make_onnx_writer(folder: Path):
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(folder / "onnx" / "model.onnx", options)
-    names = [argument.name for argument in session.get_inputs()]  # the ids, then keys and values of every block
-    n_heads, head_size = (session.get_inputs()[1].shape[i] for i in (1, 3))
-    to_value = onnxruntime.OrtValue.ortvalue_from_numpy
-
-    def write(ids, new_tokens):
-        empty = torch.zeros(len(ids), n_heads, 0, head_size).numpy()
-        past, step_ids, written = [to_value(empty) for _ in names[1:]], ids, []
-        for _ in range(new_tokens):
-            inputs = dict(zip(names, [to_value(step_ids.numpy()), *past], strict=True))
-            logits, *past = session.run_with_ort_values(None, inputs)
-            step_ids = torch.from_numpy(logits.numpy().argmax(-1, keepdims=True))
-            written.append(step_ids)
-        return torch.cat(written, 1)
-
-    return write
-
-
-class StepWithCache(torch.nn.Module):
-    """transformers' GPT-2 for ONNX, with tensors only: from (B, T) ids and the alternating keys and values of all
-    blocks to the logits of the last position and the longer keys and values."""
-
-    def __init__(self, model: GPT2LMHeadModel):
-        super().__init__()
-        self.model = model
-
-    def forward(self, ids, past):
-        cache = DynamicCache(list(zip(past[::2], past[1::2], strict=True)))
-        output = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        return output.logits[:, -1], [x for layer in output.past_key_values.layers for x in (layer.keys, layer.values)]
-
-
-def export_to_onnx(model: GPT2LMHeadModel, folder: Path) -> None:
-    config, free = model.config, torch.export.Dim.DYNAMIC
-    past = [torch.zeros(2, config.n_head, 3, config.n_embd // config.n_head) for _ in range(2 * config.n_layer)]
-    shapes = ({0: free, 1: free}, [{0: free, 2: free}] * len(past))
-    inputs = (torch.zeros(2, 5, dtype=torch.long), past)
-    (folder / "onnx").mkdir()
-    file = folder / "onnx" / "model.onnx"
-    torch.onnx.export(StepWithCache(model).eval(), inputs, file, dynamic_shapes=shapes, dynamo=True, verbose=False)
-
-
-def convert_to_ctranslate2(model: GPT2LMHeadModel, folder: Path) -> None:
-    """As ctranslate2's own converter does, but with numbers as tokens: random weights have no vocabulary."""
-    from ctranslate2.converters.transformers import GPT2Loader
-
-    spec = GPT2Loader().get_model_spec(model)
-    spec.register_vocabulary([str(number) for number in range(model.config.vocab_size)])
-    spec.config.bos_token = spec.config.eos_token = spec.config.unk_token = str(model.config.eos_token_id)
-    spec.validate()
-    spec.optimize(quantization=None)
-    (folder / "ctranslate2").mkdir()
-    spec.save(str(folder / "ctranslate2"))
-
-
 def write_weights(folder: Path, preset: str, names: list[str]) -> None:
     """Random weights, also converted for the peers with a format of their own. Their wide distribution makes the text
     varied, and keeps the best two tokens further apart than rounding errors."""
     set_seed(0)
     model = GPT2LMHeadModel(GPT2Config(**PRESETS[preset], initializer_range=0.1)).eval()
     model.save_pretrained(folder)
-    if "ctranslate2" in names:
-        convert_to_ctranslate2(model, folder)
-    if "onnxruntime" in names:
-        export_to_onnx(model, folder)
+    peers = {name.split()[0] for name in names}
+    if "ctranslate2" in peers:
+        decode_peers.convert_to_ctranslate2(model, folder)
+    if peers & {"onnxruntime", "openvino"}:
+        decode_peers.export_to_onnx(model, folder)
+    if "llama.cpp" in peers:
+        decode_peers.convert_to_gguf(folder)
 
 
 class Contender:
@@ -202,7 +148,10 @@ class Contender:
 
 def answer_requests(name: str, args) -> None:
     """The process of a contender: generate the text once per input line, and print the measurements."""
-    write, ids = make_writer(name, Path(args.weights)), random_prompt(args)
+    keep_freed_memory()
+    ids = random_prompt(args)
+    with contextlib.redirect_stdout(sys.stderr):  # nncf prints a table
+        write = make_writer(name, Path(args.weights), args.batch, args.prompt + args.new_tokens)
     for _ in sys.stdin:
         start, cpu_start = time.perf_counter(), time.process_time()
         tokens = write(ids, args.new_tokens)
@@ -215,6 +164,8 @@ def compare(args) -> dict:
         folder, names = Path(args.folder or temporary), contender_names(args.static)
         if not (folder / "config.json").exists():
             write_weights(folder, args.preset, names)
+        if args.contenders:
+            names = ["transformers", *(name for name in names if name in args.contenders)]
         contenders = {name: Contender(name, folder, args) for name in names}  # each has generated once, as a warm-up
         check_equal({name: contender.tokens for name, contender in contenders.items()})
         buffer, read_seconds = torch.ones(100_000_000), []
@@ -229,11 +180,12 @@ def compare(args) -> dict:
 
 def summarise(contenders: dict[str, Contender], bandwidth: float, args) -> dict:
     config = GPT2Config(**PRESETS[args.preset])
-    linear_weights = config.vocab_size * config.n_embd + config.n_layer * 12 * config.n_embd**2
+    in_blocks, in_output = config.n_layer * 12 * config.n_embd**2, config.vocab_size * config.n_embd
     base, summary = contenders["transformers"], {}
     for name, contender in contenders.items():
         seconds = contender.median("seconds")
-        bytes_read = linear_weights * WEIGHT_BYTES.get(name.split()[-1], 4) * args.new_tokens
+        block_bytes, output_bytes = WEIGHT_BYTES.get(name.split()[-1], (4, 4))
+        bytes_read = (in_blocks * block_bytes + in_output * output_bytes) * args.new_tokens
         equal = torch.tensor(contender.tokens) == torch.tensor(base.tokens)
         summary[name] = {
             "tokens_per_second": args.batch * args.new_tokens / seconds,
@@ -265,6 +217,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--preset", default="gpt2", help="size: tiny, gpt2, gpt2-medium, ...")
     parser.add_argument("--folder", help="existing folder to keep the weights and their conversions in")
+    parser.add_argument("--contenders", nargs="+", help="only these and transformers; by default all that can run")
     parser.add_argument("--static", action="store_true", help="also measure a static cache, compiled on a GPU")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--only", help=argparse.SUPPRESS)
