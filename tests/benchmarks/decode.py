@@ -232,7 +232,7 @@ def main():
         print(json.dumps(vars(args) | result))
         return
     print(f"batch {args.batch}, prompt {args.prompt}, {args.new_tokens} new tokens, {args.rounds} rounds, ", end="")
-    print(f"{torch.get_num_threads()} threads, plain read {result['read_gb_per_second']:.1f} GB/s")
+    print(f"{torch.get_num_threads()} threads, freed memory kept, plain read {result['read_gb_per_second']:.1f} GB/s")
     print(f"{'':<24}{'tokens/s':>9}{'CPU s':>8}{'speed':>8}{'bandwidth':>11}{'equal':>7}{'memory':>10}")
     for name, row in result["contenders"].items():
         print(

@@ -148,7 +148,9 @@ def make_llama_writer(file: Path, batch: int, positions: int):
 
     def complete(ids: list[int], new_tokens: int) -> list[int]:
         content = json.dumps(fixed | {"prompt": ids, "n_predict": new_tokens}).encode()
-        with urllib.request.urlopen(urllib.request.Request(f"{server.listening_address}/completion", content)) as response:
+        with urllib.request.urlopen(
+            urllib.request.Request(f"{server.listening_address}/completion", content)
+        ) as response:
             return json.load(response)["tokens"]
 
     def write(ids, new_tokens):

@@ -191,6 +191,7 @@ def main():
     if args.json:
         print(json.dumps({"options": vars(args), "models": summary}))
         return
+    print(f"{args.batch} x {args.length} tokens, {args.dtype}; every process keeps the memory that it frees")
     print(
         f"{'model':<20}{'s/step':>8}{'CPU s':>8}{'speed':>8}{'tokens/s':>10}{'TFLOP/s':>9}{'MFU':>6}{'peak MB':>10}"
         f"{'memory':>8}   first loss"
