@@ -13,7 +13,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .command_help import format_help, option_names, unknown_option
-from .files import expand_home
+from .files import expand_home, is_disk_full
 
 NOT_GIVEN = object()
 GIVEN = "_given"
@@ -142,9 +142,9 @@ class Stopped(KeyboardInterrupt):
 def run_main(main: Callable[[], object]) -> None:
     """Call `main`; end with `error: ...` on stderr and exit code 1 where it raises what a user can cause.
 
-    Those are OSError (a file, the network), ValueError (a value, a text) and ImportError (an optional package).
-    Ctrl-C ends with one line and exit code 130, a closed standard output silently with 141. Any other exception is a
-    bug and keeps its traceback. Characters that the console cannot show are replaced.
+    Those are OSError (a file, the network), ValueError (a value, a text), ImportError (an optional package), and any
+    error that a full disk causes. Ctrl-C ends with one line and exit code 130, a closed standard output silently with
+    141. Any other exception is a bug and keeps its traceback. Characters that the console cannot show are replaced.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -162,6 +162,11 @@ def run_main(main: Callable[[], object]) -> None:
         # Python flushes standard output once more at its end, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
-    except (OSError, ValueError, ImportError) as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+    except Exception as error:
+        message = str(error)
+        if is_disk_full(error):
+            message = f"there is no space left on the disk; free some, and run the command again ({error})."
+        elif not isinstance(error, OSError | ValueError | ImportError):
+            raise
+        print("error:", " ".join(message.split()), file=sys.stderr)
         sys.exit(1)

@@ -1,5 +1,6 @@
 """Files: paths and outputs that are checked first, atomic writes, JSON, and figures without a display."""
 
+import errno
 import hashlib
 import json
 import math
@@ -30,6 +31,13 @@ def write_atomically(file: Path, write) -> None:
         os.replace(unfinished, file)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether a file could not be written because the disk is full, which safetensors and PyTorch tell by errors of
+    their own; PyTorch's says only that a file ends too early."""
+    ends_too_early = isinstance(error, RuntimeError) and "inline_container" in str(error)
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error) or ends_too_early
 
 
 def expand_home(options: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The command line: options, configuration files, recipes, help, and how a script ends."""
 
 import dataclasses
+import errno
 import importlib.util
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from safetensors import SafetensorError
 from transformers import TrainingArguments
 
 from scratch_gpt2 import command_help
@@ -330,6 +332,24 @@ class TestEnds:
         done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
         assert done.stdout == "line\n141\n"
         assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            OSError(errno.ENOSPC, "No space left on device"),
+            SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 61370752 vs 61370644"),
+        ],
+        ids=lambda error: type(error).__name__,
+    )
+    def test_a_full_disk_ends_in_a_sentence(self, error, capsys):
+        def main():
+            raise error
+
+        with pytest.raises(SystemExit, match="1"):
+            run_main(main)
+        sentence = "error: there is no space left on the disk; free some, and run the command again ("
+        assert capsys.readouterr().err.startswith(sentence)
 
     def test_bugs_keep_their_traceback(self):
         with pytest.raises(ZeroDivisionError):

@@ -98,6 +98,28 @@ class TestLosses:
         assert finished.state.log_history[-1]["train_loss"] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("step", [2, 4])
+def test_a_full_disk_ends_in_a_sentence_and_the_run_can_be_resumed(step, tmp_path, monkeypatch):
+    """PyTorch's own error when a file cannot be written to its end."""
+    straight = make_trainer(tmp_path / "straight", max_steps=4)
+    straight.train()
+    run, save = tmp_path / "run", torch.save
+
+    def save_half(value, file, *args, **kwargs):
+        if f"checkpoint-{step}" not in str(file):
+            return save(value, file, *args, **kwargs)
+        Path(file).write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 61370752 vs 61370644")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", save_half)
+        with pytest.raises(OSError, match=rf"^There is no space left on the disk of .*checkpoint-{step}; free some"):
+            make_trainer(run, max_steps=4).train()
+    resumed = make_trainer(run, max_steps=4)
+    resumed.train(resume_from_checkpoint=checkpoint_to_resume(str(run), resume=True))
+    assert history(resumed) == history(straight)
+
+
 class BreakWeights(TrainerCallback):
     def __init__(self, step):
         self.step = step

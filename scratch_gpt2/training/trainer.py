@@ -5,6 +5,7 @@ commit. `LanguageModelTrainer` adds the losses of language models.
 """
 
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -20,6 +21,7 @@ from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArgum
 from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from ..cli import Stopped
+from ..files import is_disk_full
 from ..hub.push import check_pushed, hub_errors_explained, push
 from ..hub.run_record import record_run
 from ..linear_cross_entropy import IGNORE_INDEX
@@ -141,6 +143,20 @@ class PushingTrainer(Trainer):
                 f"{self.args.learning_rate:g}: training has diverged. {last_good_checkpoint(self)}"
             )
         super().save_model(output_dir, _internal_call=True)
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """On a full disk, what has been written of the checkpoint is removed, so that the run can be resumed from the
+        one before."""
+        folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
+        try:
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            if not is_disk_full(error):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            raise OSError(
+                f"There is no space left on the disk of {folder}; free some, and run the same command with --resume."
+            ) from error
 
     def push_to_hub(self, commit_message: str | None = "End of training", **kwargs) -> CommitInfo | None:
         """Push the output folder, and check what has arrived. For runs with `--push_to_hub`."""
