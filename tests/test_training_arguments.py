@@ -114,6 +114,12 @@ REFUSED = [
     ),
     ({"lr_scheduler_type": "warmup_stable_decay"}, r"cannot be used with .*missing .* 'num_decay_steps'"),
     ({"lr_scheduler_type": "linear", "lr_scheduler_kwargs": '{"min_lr_rate": 0.1}'}, r"unexpected .* 'min_lr_rate'"),
+    (
+        {"lr_scheduler_type": "polynomial", "max_steps": 1, "warmup_steps": 1},
+        r"polynomial needs more steps than the 1 of its warm-up, but the run has 1",
+    ),
+    ({"torch_compile_mode": "fast"}, r"--torch_compile_mode is 'fast'; choose one of default, "),
+    ({"accelerator_config": '{"split": true}'}, r"The training arguments cannot be used: .*'split'"),
     ({"bf16_full_eval": True}, r"--bf16_full_eval would convert the trained weights to bfloat16"),
     ({"fp16_full_eval": True}, r"--fp16_full_eval would convert the trained weights to float16"),
     ({"eval_do_concat_batches": False}, r"--eval_do_concat_batches False leaves the batches apart"),
@@ -159,8 +165,8 @@ REFUSED_BY = {
 PRETRAINING = {"vocab_size": 300, "n_layer": 1, "n_embd": 32, "n_head": 2, "n_positions": 16, "eval_tokens": 64}
 PRETRAINING |= {"tokens_per_step": 96, "per_device_train_batch_size": 6, "sample_steps": 0}
 # Needs a GPU, another package, the network or several processes; tested elsewhere or not ours.
-NOT_TRIED = {"bf16", "fp16", "torch_compile", "torch_compile_backend", "torch_compile_mode", "use_liger_kernel"}
-NOT_TRIED |= {"liger_kernel_config", "optim_target_modules", "accelerator_config", "parallelism_config", "ddp_backend"}
+NOT_TRIED = {"bf16", "fp16", "torch_compile", "torch_compile_backend", "use_liger_kernel"}
+NOT_TRIED |= {"liger_kernel_config", "optim_target_modules", "parallelism_config", "ddp_backend"}
 NOT_TRIED |= {"fsdp", "fsdp_config", "deepspeed", "debug", "local_rank", "push_to_hub", "hub_token", "hub_model_id"}
 NOT_TRIED |= {"hub_private_repo", "hub_revision", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"}
 NOT_TRIED |= {

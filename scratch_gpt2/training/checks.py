@@ -61,6 +61,11 @@ def check_training_arguments(args: TrainingArguments, metrics: Iterable[str], pr
         raise ValueError(
             "--eval_do_concat_batches False leaves the batches apart, but metrics need all; leave it out."
         )
+    if args.torch_compile_mode is not None:
+        from torch._inductor import list_mode_options  # takes seconds
+
+        if args.torch_compile_mode not in (modes := list_mode_options()):
+            raise ValueError(f"--torch_compile_mode is {args.torch_compile_mode!r}; choose one of {', '.join(modes)}.")
     missing = set(args.report_to) - {"none", *get_available_reporting_integrations()}
     if missing:
         raise ValueError(f"--report_to {min(missing)} needs a package that is not installed; install or leave it out.")

@@ -62,7 +62,10 @@ class RecipeArguments(TrainingArguments):
             raise ValueError(f"max_steps is {self.max_steps} but must be at least 1, or -1 to use num_train_epochs.")
         if self.max_steps == -1 and not 0 < self.num_train_epochs < math.inf:
             raise ValueError(f"num_train_epochs is {self.num_train_epochs} but must be above 0.")
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except TypeError as error:  # an unknown name in a dict of options
+            raise ValueError(f"The training arguments cannot be used: {error}.") from error
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.cuda.is_available()
 
 

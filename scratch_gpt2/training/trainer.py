@@ -100,6 +100,16 @@ class PushingTrainer(Trainer):
             if group["weight_decay"] > 0:
                 group["weight_decay"] = self.args.weight_decay
 
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        """Raises ValueError for `polynomial` without a step after the warm-up, where the library divides by 0."""
+        warmup = self.args.get_warmup_steps(num_training_steps)
+        if self.args.lr_scheduler_type == "polynomial" and warmup >= num_training_steps:
+            raise ValueError(
+                f"lr_scheduler_type polynomial needs more steps than the {warmup} of its warm-up, but the run has "
+                f"{num_training_steps}; set warmup_steps to 0."
+            )
+        return super().create_scheduler(num_training_steps, optimizer)
+
     def _issue_warnings_after_load(self, load_result) -> None:
         """A tied head has no weights of its own in a checkpoint, which is no reason to warn."""
         tied = set(getattr(self.model, "_tied_weights_keys", None) or ())
