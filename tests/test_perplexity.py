@@ -231,6 +231,13 @@ def test_the_mark_of_a_document_end_is_one_token_and_no_bytes(tiny_tokenizer):
     assert result.bits_per_byte == pytest.approx(math.log2(290) * result.tokens / 224)
 
 
+def test_several_marks_in_a_row_are_one_end():
+    tokenizer = FixedTokenizer(list)
+    tokenizer.eos_token_id = 256
+    result = perplexity(uniform_model(257), tokenizer, "ab<|endoftext|><|endoftext|>\n<|endoftext|>cd")
+    assert (result.tokens, result.bytes, result.document_ends) == (5, 4, 1)
+
+
 def test_the_mark_of_a_document_end_is_the_eos_token_of_other_tokenizers():
     tokenizer = FixedTokenizer(list)
     tokenizer.eos_token_id = 256

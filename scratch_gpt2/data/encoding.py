@@ -105,13 +105,17 @@ def plain_encoder(tokenizer: PreTrainedTokenizerBase, dtype: type) -> Callable[[
     return encode
 
 
-def encode_documents(documents: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The ids of a text from its `split_documents`, with the end-of-text id in place of the separators, once for
-    several in a row. Special tokens in a document are ordinary characters."""
+def between_ends(documents: list[str]) -> list[str]:
+    """The documents without the empty ones between others: several separators in a row are one end of a document."""
     last = len(documents) - 1
-    kept = [document for number, document in enumerate(documents) if document or number in (0, last)]
+    return [document for number, document in enumerate(documents) if document or number in (0, last)]
+
+
+def encode_documents(documents: list[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of a text from its `split_documents`, with the end-of-text id between any two, as `between_ends` leaves
+    them. Special tokens in a document are ordinary characters."""
     ids: list[int] = []
-    for number, document in enumerate(kept):
+    for number, document in enumerate(between_ends(documents)):
         # Custom tokenizers need not know the option.
         as_text = {"split_special_tokens": True} if END_OF_TEXT in document else {}
         ids += [tokenizer.eos_token_id] if number else []

@@ -18,7 +18,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.encoding import encode_documents
+from ..data.encoding import between_ends, encode_documents
 from ..data.text_sources import split_documents
 from ..linear_cross_entropy import IGNORE_INDEX
 from ..prediction import evaluation_mode
@@ -31,7 +31,7 @@ class PerplexityResult:
     """The figures and the protocol they depend on.
 
     `loss` is the mean over the `scored_tokens`, in nats; `perplexity` is its exponential. `tokens` and `bytes` (UTF-8)
-    are the size of the text. Its `document_ends`, the separators between documents, are tokens but no bytes.
+    are the size of the text. Its `document_ends`, one for several separators in a row, are tokens but no bytes.
     `start_token` says whether the tokenizer put its bos token before the text, as Llama's does and GPT-2's does not;
     otherwise the first token, which nothing precedes, is not scored.
     """
@@ -118,7 +118,7 @@ def perplexity(
         scored_tokens=scored_tokens,
         tokens=tokens,
         bytes=size,
-        document_ends=len(documents) - 1,
+        document_ends=len(between_ends(documents)) - 1,
         context_length=context_length,
         stride=stride,
         start_token=start_token,
