@@ -27,6 +27,7 @@ ROW_SCRIPTS = {
     "judge.py": (["--model", "judge", "--responses"], "--output"),
     "hellaswag.py": ([*MODEL, "--data"], "--results"),
 }
+WHOLE_TEXT_SCRIPTS = {name: TEXT_SCRIPTS[name] for name in ("quickstart.py", "perplexity.py", "compare_models.py")}
 BAD_TEXTS = {
     "utf16.txt": "one two".encode("utf-16"),
     "latin.TXT": b"caf\xe9 au lait",
@@ -64,6 +65,13 @@ def check_refusal(script, options, name, content, monkeypatch, capsys, tmp_path)
 @pytest.mark.parametrize(("script", "name"), cases(TEXT_SCRIPTS, BAD_TEXTS))
 def test_a_bad_text_file_is_refused(script, name, monkeypatch, capsys, tmp_path):
     check_refusal(script, TEXT_SCRIPTS[script], name, BAD_TEXTS[name], monkeypatch, capsys, tmp_path)
+
+
+@pytest.mark.parametrize("script", WHOLE_TEXT_SCRIPTS)
+def test_a_table_is_not_measured_as_text(script, monkeypatch, capsys, tmp_path):
+    check_refusal(
+        script, TEXT_SCRIPTS[script], "a.JSONL.gz", gzip.compress(ROWS, mtime=0), monkeypatch, capsys, tmp_path
+    )
 
 
 @pytest.mark.parametrize(("script", "name"), cases(ROW_SCRIPTS, BAD_ROWS))

@@ -156,7 +156,12 @@ def checked(text: str, origin: str) -> str:
 
 
 def read_whole_text(file: str) -> str:
-    """A file's text with its own line ends, separators included. Raises ValueError where it is empty or not UTF-8."""
+    """A file's text with its own line ends, separators included.
+
+    Raises ValueError where it is empty or not UTF-8, and for a table, whose syntax is no text.
+    """
+    if kind_of(file) in ROW_KINDS:
+        raise ValueError(f"{file} is a table of rows; give its texts as a .txt file.")
     with open_text(file) as opened:
         text = opened.read()
     if not text:
