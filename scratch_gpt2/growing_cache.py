@@ -58,7 +58,8 @@ class GrowingLayer(DynamicLayer):
     buffers: tuple[Buffer, Buffer] | None = None
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        if not self.is_initialized or self.keys.nbytes < MIN_BYTES or not self.can_write(key_states, value_states):
+        # A tensor of unknown size, as in an export, does not tell its bytes.
+        if not self.is_initialized or not self.can_write(key_states, value_states) or self.keys.nbytes < MIN_BYTES:
             self.buffers = None
             return super().update(key_states, value_states, *args, **kwargs)
         if self.buffers is None or not (
