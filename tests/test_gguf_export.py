@@ -144,6 +144,29 @@ def test_the_bfloat16_base_writes_the_same_text(tmp_path):
     assert theirs["content"] == tokenizer.decode(ours)
 
 
+@torch.no_grad()
+def test_the_assistant_answers_the_same(tmp_path):
+    """Each token of its answer is our model's best, or as good within llama.cpp's rounding; and it ends there."""
+    assistant = SPACE / "checkpoints" / "assistant"
+    file, _ = export_gguf(assistant, tmp_path / "assistant.gguf", dtype="f32")
+    server, tokenizer = llama_server(file), load_tokenizer(assistant)
+    model = ScratchGPT2ForCausalLM.from_pretrained(assistant, dtype=torch.float32)
+    for question in ("Name a colour.", "What is the opposite of hot?"):
+        messages = [{"role": "user", "content": question}]
+        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+        options = {"n_predict": 60, "temperature": 0, "return_tokens": True}
+        tokens = post(server, "/completion", prompt=prompt, **options)["tokens"]
+        [choice] = server.handle_chat_completions({"messages": messages, "max_tokens": 60, "temperature": 0})[
+            "choices"
+        ]
+        assert choice["message"]["content"].strip() == tokenizer.decode(tokens, skip_special_tokens=True).strip() != ""
+        written = tokens if tokens[-1] == tokenizer.eos_token_id else [*tokens, tokenizer.eos_token_id]
+        assert choice["finish_reason"] == "stop"
+        logits = model(torch.tensor([prompt + written])).logits[0, len(prompt) - 1 : -1]
+        chosen = logits.gather(-1, torch.tensor(written)[:, None]).squeeze(-1)
+        assert (logits.amax(-1) - chosen).max() <= 0.02
+
+
 def test_transformers_reads_it_back(make_model, tokenizer, tmp_path):
     model = make_model()
     export_gguf(model, tmp_path / "model.gguf", tokenizer=tokenizer, dtype="f32")
