@@ -416,8 +416,7 @@ def check_length(n_positions, inputs_embeds, past_length, packed_positions: torc
     batch, length = inputs_embeds.shape[:2]
     if batch == 0 or length == 0:
         raise ValueError(f"The input is empty: {batch} rows of {length} tokens; give at least one of each.")
-    if can_be_read(past_length):
-        past_length = int(past_length)  # a static cache counts on the device
+    past_length = read_number(past_length)
     if packed_positions is not None and length > n_positions:  # each document counts for itself
         if not can_be_read(packed_positions):
             return
@@ -436,6 +435,12 @@ def can_be_read(number) -> bool:
     return not torch.is_tensor(number) or not (torch.compiler.is_compiling() or number.is_meta)
 
 
+def read_number(number):
+    """A number that a static cache counts on the device, where it can be read. A graph's symbol stays one: `int` would
+    fix it to the value of the example."""
+    return int(number) if torch.is_tensor(number) and can_be_read(number) else number
+
+
 def check_mask(attention_mask, inputs_embeds, past_length, past_key_values: Cache | None) -> None:
     """Raise for a mask that does not have one column for each cached and each new position: the library would take
     missing columns for padding."""
@@ -445,13 +450,14 @@ def check_mask(attention_mask, inputs_embeds, past_length, past_key_values: Cach
     shape = tuple(attention_mask.shape)
     if len(shape) != 2 or shape[0] != batch:
         raise ValueError(f"attention_mask has the shape {shape}, but ({batch}, positions) or 4 dimensions are needed.")
-    if not can_be_read(past_length):
+    past_length = read_number(past_length)
+    if torch.is_tensor(past_length):
         return
-    total = int(past_length) + length
+    total = past_length + length
     # A cache may have room for more, and then so may its mask.
     if shape[1] < total or (past_key_values is None and shape[1] > total):
         raise ValueError(
-            f"attention_mask has {shape[1]} columns, but there are {total} positions ({int(past_length)} cached and "
+            f"attention_mask has {shape[1]} columns, but there are {total} positions ({past_length} cached and "
             f"{length} new positions); give a column for each."
         )
 

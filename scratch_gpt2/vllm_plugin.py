@@ -1,5 +1,5 @@
-"""vLLM's plugin for our classes: `pip install` this package beside vLLM, and `vllm serve` knows them without
-`--trust-remote-code`. https://docs.vllm.ai/en/latest/design/plugin_system.html
+"""vLLM's plugin for our classes: `pip install` this package beside vLLM, which then knows them without
+`trust_remote_code`. https://docs.vllm.ai/en/latest/design/plugin_system.html
 
 vLLM runs them by its Transformers modeling backend. Only vLLM imports this module, by the entry point
 `vllm.general_plugins`.

@@ -29,6 +29,8 @@ ROWS = [
     ("torch.export", "torch", "`torch.export.export`", ["test_exported_with_any_length"],
      "equal logits at any length"),
     ("ONNX Runtime", "onnxruntime", "`recipe_onnx`", ["test_onnx"], "equal logits at any length"),
+    ("ONNX Runtime, with the cache", "onnxruntime", "`recipe_onnx_generation`", ["test_onnx_generates_with_the_cache"],
+     "equal greedy text; the export reads prompts of any length"),
     ("torchao", "torchao", "`recipe_torchao`", ["test_torchao"], "int8 and int4 weights, saved and loaded"),
     ("dynamic int8", "torch", "`recipe_dynamic_int8`", ["test_dynamic_int8"], "close logits, `generate`"),
     ("CTranslate2", "ctranslate2", "`export_gpt2`, `recipe_ctranslate2`", ["test_ctranslate2"],
@@ -45,10 +47,10 @@ ROWS = [
      "SFT as our trainer, DPO as on transformers' GPT-2"),
 ]  # fmt: skip
 VLLM_COMMANDS = {
-    "own class": "`vllm serve MODEL` with this package beside it",
-    "without the package": "`vllm serve MODEL --trust-remote-code`",
+    "own class": "`vllm.LLM`, with this package beside it",
+    "without the package": "`vllm.LLM`, `trust_remote_code=True`",
     "exported": "`export_gpt2`: vLLM's own GPT-2",
-    "adapter": "`--enable-lora`",
+    "adapter": "`LoRARequest`",
     "chat": "`LLM.chat`, the assistant",
     "classifier": "`LLM.classify`, the spam filter",
 }

@@ -60,6 +60,45 @@ def test_onnx(folder, tmp_path):
         assert relative_error(logits[:, 3:], expected[:, 3:]) <= 1e-4
 
 
+def recipe_onnx_generation(folder, output):
+    from transformers.exporters import OnnxConfig, OnnxExporter
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    ids = torch.randint(model.config.vocab_size, (2, 8))
+    example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    exporter = OnnxExporter()
+    exported = exporter.export_for_generation(model, example, OnnxConfig(dynamic=True), multi_token_decode=True)
+    exported.save_pretrained(output)
+
+
+def recipe_onnx_greedy(output, ids, config, new_tokens):
+    """Continue `ids` (1, T); the first call reads the prompt with an empty cache."""
+    from transformers import DynamicCache
+    from transformers.exporters import ExportedModel
+
+    decode = ExportedModel.from_pretrained(output).runners["decode"]
+    cache, new, empty = DynamicCache(config=config), ids, torch.zeros(1, config.n_head, 0, config.head_dim)
+    for layer in cache.layers:
+        layer.lazy_initialization(empty, empty)
+        layer.keys = layer.values = empty
+    for _ in range(new_tokens):
+        positions = torch.arange(ids.shape[1] - new.shape[1], ids.shape[1])[None]
+        outputs = decode(input_ids=new, position_ids=positions, past_key_values=cache)
+        cache, new = outputs.past_key_values, outputs.logits[:, -1:].argmax(-1)
+        ids = torch.cat([ids, new], dim=1)
+    return ids
+
+
+def test_onnx_generates_with_the_cache(folder, tmp_path):
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package, reason=EXTRA.format("onnx onnxscript onnxruntime"))
+    recipe_onnx_generation(folder, tmp_path / "onnx")
+    model, ids = AutoModelForCausalLM.from_pretrained(folder), random_ids(1, 5)
+    expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+    written = recipe_onnx_greedy(tmp_path / "onnx", ids, model.config, expected.shape[1] - 5)
+    assert torch.equal(written, expected)
+
+
 def recipe_torchao(folder, bits):
     from torchao.quantization import Int8WeightOnlyConfig, IntxWeightOnlyConfig
     from torchao.quantization.granularity import PerGroup
