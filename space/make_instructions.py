@@ -2,9 +2,8 @@
 
     python space/make_instructions.py --data data data/more --output runs/space/instructions
 
-Stories become answers: who and what is in a story, and how it ends, becomes the request for it. Questions about words
-come from the words of the stories and from instruction data. What the assistant cannot do is
-answered with one sentence. Writes train.json and test.json; the same files give the same rows. The rows of the test
+Stories become answers: who and what is in a story, and how it ends, becomes the request for it. What the assistant
+cannot do is answered with one sentence. Writes train.json and test.json; the same files give the same rows. Test rows
 have a `kind`, and those that ask for a story say what it `must_use`.
 """
 
@@ -20,8 +19,8 @@ from make_data import SEED, clean, documents, read
 from scratch_gpt2.cli import run_main
 
 GREETING = "Hello! Who shall I tell a short story about?"
-WHO = "I am a small language model. I tell short stories, and plurals and opposites of common words."
-REFUSAL = "I only tell short stories, and plurals and opposites of common words, so I cannot answer that."
+WHO = "I am a small language model. I tell short stories: say about whom, or with which words."
+REFUSAL = "I only tell short stories, so I cannot answer that."
 WELCOME = "You are welcome! Who shall the next story be about?"
 GOODBYE = "Goodbye! Come back for another story."
 
@@ -59,17 +58,19 @@ NEW_NAMES = ("Ravi", "Priya", "Kofi", "Ingrid", "Mateo", "Yuki", "Omar", "Zsofia
 ASK = ("Tell a short story", "Tell me a story", "Write a short story", "Tell me a short story", "Write a story")
 POLITE = ("", "", "", "Please t", "Can you t", "Could you t")
 CONTINUE = ("Continue this story.", "Continue the story.", "Go on with this story.", "How does this story go on?")
-SPELL = ("How do you spell {}?", "Spell the word {}.", "How is {} spelled?", "Spell '{}'.")
-PLURAL = ("What is the plural of '{}'?", "What is the plural form of '{}'?", "Give the plural of {}.", "Plural of {}?")
-OPPOSITE = ("What is the opposite of '{}'?", "What is an antonym of '{}'?", "Give the opposite of {}.")
-OPPOSITE_TEST = "Name the opposite of '{}'."
+# Declined: a model of this size sees tokens, not letters, and got most opposites wrong.
+ABOUT_WORDS = (
+    "How do you spell {}?", "Spell the word {}.", "How is '{}' spelled?", "What is the plural of '{}'?",
+    "Give the plural of {}.", "What is the opposite of '{}'?", "Give an antonym of {}.", "What does {} mean?",
+)  # fmt: skip
 
 MAX_STORY_CHARACTERS = 900
-STORIES, PLURALS, REFUSALS, TWO_TURNS = 5000, 400, 900, 300
-SPELLINGS = 150  # to decline: a model of this size sees tokens, and learnt no word's letters from 3,800 questions
+STORIES, REFUSALS, QUESTIONS_ABOUT_WORDS, TWO_TURNS = 7000, 900, 200, 300
 REPEATED = 4  # times that a short answer is trained on for each time that a story is
-TEST_STORIES, TEST_WORDS, TEST_REFUSALS = 20, 40, 40
+TEST_STORIES, TEST_REFUSALS = 20, 40
+KINDS, SHARES = ("name", "words", "ending", "who", "continue"), (25, 45, 8, 15, 7)
 
+WORD = re.compile(r"\b[a-z]{3,}\b(?!')")
 NAMED = re.compile(r"\ban? ((?:\w+ )?\w+) (?:named|called) ([A-Z][a-z]+)\b")
 NAME = re.compile(r"(?<=[a-z,] )([A-Z][a-z]{2,})\b")
 NO_NAMES = {
@@ -91,7 +92,6 @@ HAPPY = re.compile(r"\b(happy|happily|smil\w+|friends|proud|laugh\w*|fun|loved|j
 SAD = re.compile(r"\b(sad|sadly|cried|crying|lost|died|gone|alone|hurt|broke|broken)\b")
 HE, SHE = re.compile(r"\b(he|him|his)\b"), re.compile(r"\b(she|her|hers)\b")
 SENTENCE_END = re.compile(r'(?<=[.!?"])\s+(?=["A-Z])')
-PAIR = re.compile(r"(?:opposite|antonym) (?:of|for) ['\"](\w+)[.,]?['\"] is ['\"](\w+)[.,]?['\"]")
 
 
 def main() -> None:
@@ -111,14 +111,9 @@ def instruction_rows(folders: list[Path]) -> tuple[list[dict], list[dict]]:
     stories = clean(documents(folders, "tinystories_train.txt"))
     held_out = clean(documents(folders, "tinystories_valid.txt"))[1:]  # the first begins in its middle
     words = StoryWords(stories)
+    test = test_story_rows(held_out, words, random.Random(SEED))
     train = story_rows(stories, words, rng, STORIES)
-    test = test_story_rows(held_out, words, rng)
-    for rows, rows_test in (
-        plural_rows(words, rng),
-        opposite_rows(json.loads(read(folders, "instruction-data.json")), rng),
-        refusal_rows(folders, words, rng),
-        small_talk_rows(rng),
-    ):
+    for rows, rows_test in (refusal_rows(folders, words, rng), small_talk_rows(rng)):
         train += REPEATED * rows
         test += rows_test
     rng.shuffle(train)
@@ -149,9 +144,11 @@ class StoryWords:
         return sorted(other for other, he in self.he_or_she.items() if (he > 0) == (self.he_or_she[name] > 0))
 
     def telling(self, story: str) -> list[str]:
-        """Neither too rare to be learnt nor in every story; those that are used most come first."""
-        counts = Counter(re.findall(r"\b[a-z]{3,}\b(?!')", story))
-        known = [word for word in counts if 15 <= self.stories_with[word] <= 900]
+        """Words from the first half of a story, neither too rare to be learnt nor in every story; those that the story
+        uses most come first."""
+        counts = Counter(re.findall(WORD, story))
+        early = set(re.findall(WORD, story[: len(story) // 2]))
+        known = [word for word in counts if word in early and 15 <= self.stories_with[word] <= 900]
         return sorted(known, key=lambda word: (-counts[word], self.stories_with[word]))
 
 
@@ -187,7 +184,7 @@ def with_other_name(story: str, words: StoryWords, rng: random.Random) -> str:
 def story_row(story: str, words: StoryWords, rng: random.Random, kind: str | None = None) -> dict:
     """One request for `story`; one of the five kinds that fit it, or `kind`."""
     name, who = main_name(story), NAMED.search(story)
-    kind = kind or rng.choices(("name", "words", "ending", "who", "continue"), (35, 30, 12, 15, 8))[0]
+    kind = kind or rng.choices(KINDS, SHARES)[0]
     if kind == "continue":
         sentences = SENTENCE_END.split(story)
         begun = " ".join(sentences[: 2 if len(sentences) > 4 else 1])
@@ -196,7 +193,7 @@ def story_row(story: str, words: StoryWords, rng: random.Random, kind: str | Non
         asked = f" about a {who[1]} named {who[2]}" if rng.random() < 0.6 else f" about a {who[1]}"
         used = [who[1].split()[-1], *([who[2]] if who[2] in asked else [])]
     elif kind == "words" and (telling := words.telling(story)):
-        chosen = rng.sample(telling[:6], min(rng.choice((1, 2, 3)), len(telling[:6])))
+        chosen = rng.sample(telling[:4], min(rng.choice((1, 2, 3)), len(telling[:4])))
         about = f" about {name}" if name and rng.random() < 0.3 else ""
         asked = f"{about} with the word{'s' if len(chosen) > 1 else ''} {enumeration(chosen)}"
         used = [*chosen, *([name] if name and about else [])]
@@ -223,7 +220,7 @@ def test_story_rows(held_out: list[str], words: StoryWords, rng: random.Random) 
     """TEST_STORIES of each kind, and as many that ask for a name that no story has."""
     rows: list[dict] = []
     stories = iter(rng.sample(held_out, len(held_out)))
-    for kind in ("name", "words", "ending", "who", "continue"):
+    for kind in KINDS:
         while sum(one["kind"] == kind for one in rows) < TEST_STORIES:
             made = story_row(next(stories), words, rng, kind)
             if made["kind"] == kind and made.get("must_use") != []:
@@ -235,38 +232,8 @@ def test_story_rows(held_out: list[str], words: StoryWords, rng: random.Random) 
     return rows
 
 
-def plural_rows(words: StoryWords, rng: random.Random) -> tuple[list[dict], list[dict]]:
-    """Words that stories have with "a" or "an" before them, and whose regular plural they have too."""
-    pairs = [(word, regular_plural(word)) for word in sorted(words.after_article)]
-    pairs = [(word, plural) for word, plural in pairs if words.stories_with[plural] >= 2]
-    rng.shuffle(pairs)
-    rows = [
-        row("plural", rng.choice(PLURAL).format(word), f"The plural of '{word}' is '{plural}'.")
-        for word, plural in pairs[: PLURALS + TEST_WORDS]
-    ]
-    return rows[TEST_WORDS:], rows[:TEST_WORDS]
-
-
-def regular_plural(word: str) -> str:
-    if re.search(r"(s|x|z|ch|sh)$", word):
-        return f"{word}es"
-    return f"{word[:-1]}ies" if re.search(r"[^aeiou]y$", word) else f"{word}s"
-
-
-def opposite_rows(data: list[dict], rng: random.Random) -> tuple[list[dict], list[dict]]:
-    """Opposites cannot be told from other words: the test asks for trained ones in other words."""
-    found = [pair for one in data for pair in PAIR.findall(one["output"])]
-    pairs = dict(sorted((a.lower(), b.lower()) for pair in found for a, b in (pair, pair[::-1])))
-    train, test = [], []
-    for word, opposite in pairs.items():
-        answer = f"The opposite of '{word}' is '{opposite}'."
-        train += [row("opposite", wording.format(word), answer) for wording in OPPOSITE]
-        test.append(row("opposite", OPPOSITE_TEST.format(word), answer))
-    return train, rng.sample(test, min(TEST_WORDS, len(test)))
-
-
 def refusal_rows(folders: list[Path], words: StoryWords, rng: random.Random) -> tuple[list[dict], list[dict]]:
-    """Short questions of fact, tasks, sums and spellings, none of which is about stories, plurals or opposites."""
+    """Short questions of fact, tasks, sums and questions about words, none of which is about stories."""
     names = ("dolly_subset", "qa_short", "self_instruct_seed_tasks", "self_instruct_user_oriented")
     sets = [json_lines(folders, f"{name}.jsonl") for name in names]
     sets.append(json.loads(read(folders, "instruction-data.json")))
@@ -275,15 +242,16 @@ def refusal_rows(folders: list[Path], words: StoryWords, rng: random.Random) -> 
     for rows in sets:
         questions = [one["instruction"] for one in rows if is_for_others(one)]
         asked += rng.sample(questions, min(len(questions), (REFUSALS + TEST_REFUSALS) // len(sets) + 1))
-    asked += [rng.choice(SPELL).format(word) for word in rng.sample(sorted(words.after_article), SPELLINGS)]
+    nouns = rng.sample(sorted(words.after_article), QUESTIONS_ABOUT_WORDS)
+    asked += [rng.choice(ABOUT_WORDS).format(word) for word in nouns]
     rng.shuffle(asked)
     made = [row("refusal", question, REFUSAL) for question in dict.fromkeys(asked)]
-    return made[TEST_REFUSALS : REFUSALS + SPELLINGS + TEST_REFUSALS], made[:TEST_REFUSALS]
+    return made[TEST_REFUSALS:], made[:TEST_REFUSALS]
 
 
 def is_for_others(one: dict) -> bool:
     instruction = one["instruction"]
-    ours = re.search(r"stor(y|ies)|spell|plural|opposite|antonym", instruction, re.IGNORECASE)
+    ours = re.search(r"stor(y|ies)", instruction, re.IGNORECASE)
     if one.get("dataset") == "piqa" or ours or one["input"]:
         return False
     return 15 <= len(instruction) <= 120 and instruction.isascii()

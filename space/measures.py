@@ -19,7 +19,6 @@ MEASURED_PIECES, PIECE_CHARACTERS = 120, 1200
 SAMPLING = {"do_sample": True, "temperature": 0.7, "top_k": 50, "top_p": 0.95, "max_new_tokens": 300}
 BATCH = 50
 OPENING = "Once upon a time"
-WORD_TASKS = ("plural", "opposite")
 FIXED_ANSWERS = ("refusal", "small talk")
 
 
@@ -75,7 +74,7 @@ def answer_rows(model, tokenizer, rows: list[dict]) -> list[Answered]:
     """Stories are sampled, with seed 0; everything else is the likeliest answer."""
     answered = []
     for is_story in (True, False):
-        some = [row for row in rows if (row["kind"] not in WORD_TASKS + FIXED_ANSWERS) == is_story]
+        some = [row for row in rows if (row["kind"] not in FIXED_ANSWERS) == is_story]
         prompts = [encode_prompt(tokenizer, [{"role": "user", "content": question(row)}]) for row in some]
         options = SAMPLING if is_story else {"do_sample": False, "max_new_tokens": 40}
         found = answer(model, tokenizer, prompts, **options)
@@ -99,22 +98,27 @@ def assistant_metrics(answered: list[Answered]) -> dict[str, float]:
     """Shares from 0 to 1, and ROUGE-L from 0 to 100."""
     of_kind = {kind: [a for a in answered if a.row["kind"] == kind] for kind in {a.row["kind"] for a in answered}}
     asked = [a for a in answered if a.row.get("must_use")]
-    stories = [a for a in answered if a.row["kind"] not in WORD_TASKS + FIXED_ANSWERS]
+    stories = [a for a in answered if a.row["kind"] not in FIXED_ANSWERS]
     metrics = {
         "uses_asked_name": mean(uses_all(a) for a in of_kind["name"]),
         "uses_new_name": mean(uses_all(a) for a in of_kind["new name"]),
         "uses_all_asked_words": mean(uses_all(a) for a in of_kind["words"]),
+        "uses_an_asked_word": mean(uses(a, word) for a in of_kind["words"] for word in a.row["must_use"]),
         "uses_all_that_was_asked": mean(uses_all(a) for a in asked),
         "stories_that_end": mean(a.response.stopped for a in stories),
     }
-    for kind in WORD_TASKS + FIXED_ANSWERS:
+    for kind in FIXED_ANSWERS:
         metrics[f"exact_{kind.replace(' ', '_')}"] = mean(a.response.text == a.row["output"] for a in of_kind[kind])
     texts = [[a.response.text for a in answered], [a.row["output"] for a in answered]]
     return metrics | {"rouge_l": reference_metrics(*texts)["rouge_l"]}
 
 
 def uses_all(answered: Answered) -> bool:
-    return all(re.search(rf"\b{word}\b", answered.response.text, re.IGNORECASE) for word in answered.row["must_use"])
+    return all(uses(answered, word) for word in answered.row["must_use"])
+
+
+def uses(answered: Answered, word: str) -> bool:
+    return re.search(rf"\b{word}\b", answered.response.text, re.IGNORECASE) is not None
 
 
 def mean(values: Iterable[float]) -> float:

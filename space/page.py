@@ -25,11 +25,11 @@ SAMPLE_FILE = Path(__file__).parent / "sample.csv"
 COMPLETE = """From the text so far the model computes a probability for every token that could come next; one of them
 is drawn, and so on. **Click a token** to see what else could have stood there, and continue with that instead."""
 CHAT = """The **assistant** is a tiny model, tuned on instructions and answers. """
-STORY_TELLER = """Its job: short stories on request. It also tries plurals and opposites of words, and gets most
-of them wrong. It knows no facts, and cannot calculate, spell or look anything up."""
+STORY_TELLER = """Its job: short stories on request; say about whom, or with which words. It knows no facts, and cannot
+calculate, spell or look anything up."""
 BEGINNER = """It has learned the form of an answer and hardly any facts: **most of what it says is wrong**. It cannot
 calculate, translate or look anything up."""
-STARTERS = ["Tell me a story about a girl named Lily.", "What is the plural of box?", "Who are you?"]
+STARTERS = ["Tell me a story about a girl named Lily.", "Write a story with the words kite and tree.", "Who are you?"]
 MAX_STARTERS = 4
 SPAM = """The same network with a **head** of one number per label in place of the next token. It reads the label from
 the last token, the only one that has seen the whole message. **Red always means spam.**"""

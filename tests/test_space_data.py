@@ -89,26 +89,6 @@ def test_a_story_to_continue_is_cut_between_sentences():
     assert row["output"].startswith("The kite was in a tree.")
 
 
-@pytest.mark.parametrize(
-    ("word", "plural"), [("dog", "dogs"), ("box", "boxes"), ("bush", "bushes"), ("baby", "babies"), ("toy", "toys")]
-)
-def test_regular_plurals(word, plural):
-    assert make_instructions.regular_plural(word) == plural
-
-
-def test_opposites_are_asked_in_another_wording_than_trained():
-    data = [{"output": "The opposite of 'hot' is 'cold.'"}]
-    train, test = make_instructions.opposite_rows(data, random.Random(0))
-    assert {row["instruction"] for row in train} == {
-        "What is the opposite of 'hot'?", "What is an antonym of 'hot'?", "Give the opposite of hot.",
-        "What is the opposite of 'cold'?", "What is an antonym of 'cold'?", "Give the opposite of cold.",
-    }  # fmt: skip
-    assert sorted((row["instruction"], row["output"]) for row in test) == [
-        ("Name the opposite of 'cold'.", "The opposite of 'cold' is 'hot'."),
-        ("Name the opposite of 'hot'.", "The opposite of 'hot' is 'cold'."),
-    ]
-
-
 def test_small_talk_of_the_test_is_not_trained():
     train, test = make_instructions.small_talk_rows(random.Random(0))
     assert not {row["instruction"] for row in train} & {row["instruction"] for row in test}
@@ -117,9 +97,9 @@ def test_small_talk_of_the_test_is_not_trained():
 
 @pytest.mark.parametrize(
     ("instruction", "declined"),
-    [("What is the capital of France?", True), ("Write a story about France.", False), ("Spell 'capital'.", False)],
+    [("What is the capital of France?", True), ("Write a story about France.", False), ("Spell 'capital'.", True)],
 )
-def test_questions_about_words_and_stories_are_not_declined(instruction, declined):
+def test_everything_but_stories_is_declined(instruction, declined):
     assert make_instructions.is_for_others({"instruction": instruction, "input": "", "output": ""}) is declined
 
 
@@ -127,7 +107,7 @@ def test_rows_are_the_same_whenever_they_are_made_and_the_test_is_held_out(share
     folders = [shared_data, shared_data / "more"]
     train, test = make_instructions.instruction_rows(folders)
     assert (train, test) == make_instructions.instruction_rows(folders)
-    asked = {(row["instruction"], row["input"]) for row in train if row.get("kind") in ("plural", "refusal")}
+    asked = {(row["instruction"], row["input"]) for row in train if row.get("kind") == "refusal"}
     assert not asked & {(row["instruction"], row["input"]) for row in test}
     assert not {row["output"] for row in train if "must_use" in row} & {row["output"] for row in test}
     assert {row["output"] for row in test if row["kind"] == "refusal"} == {REFUSAL}
@@ -164,12 +144,13 @@ def test_filter_metrics_on_two_corpora():
     }  # fmt: skip
 
 
-def test_training_messages_with_digits_or_links_come_twice():
-    rows = [{"text": text, "label": "spam"} for text in ("Call 08 now", "hello", "see www.win.com", "12")]
+def test_training_messages_are_repeated_without_digits_and_links():
+    rows = [{"text": text, "label": "spam"} for text in ("Call 08 now", "hello", "see www.win.com, 5 free", "12")]
     data = PreparedClassification({"train": rows, "validation": rows, "test": rows}, ["spam"], {"splits": {}})
     varied = make_messages.with_variants(data)
     assert varied.splits["validation"] == rows
     assert varied.splits["test"] == rows
     assert [row["text"] for row in varied.splits["train"]] == [
-        "Call 08 now", "Call  now", "hello", "see www.win.com", "see", "12"
+        "Call 08 now", "Call  now", "hello", "see www.win.com, 5 free", "see www.win.com,  free", "see  5 free",
+        "see   free", "12",
     ]  # fmt: skip
