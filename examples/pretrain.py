@@ -6,12 +6,16 @@
     accelerate launch --config_file examples/accelerate/ddp.yaml --num_processes 8 examples/pretrain.py \\
         --data fineweb_edu_shards --preset gpt2 --per_device_train_batch_size 16 --bf16 --output_dir runs/gpt2
     python examples/pretrain.py --data book.txt --model openai-community/gpt2 --learning_rate 5e-5 ...   # continue it
+    python examples/pretrain.py --dataset HuggingFaceFW/fineweb-edu --dataset_config sample-10BT --streaming ...
     python examples/pretrain.py book.yaml --max_steps 2000                       # options from a YAML or JSON file
 
 `--data` is a folder of token shards (examples/prepare_text.py makes them) or text files, which are then tokenized into
-shards beside the checkpoints. The defaults are the recipe of GPT-3's 125M model on 10B tokens: AdamW, 19,073 steps of
-524,288 tokens, learning rate 6e-4, no dropout. `--num_train_epochs` replaces the number of steps. `--optimizer muon`
-uses Muon for the matrices in the blocks. All of transformers' TrainingArguments work too, such as
+shards beside the checkpoints. With `--streaming` the text is tokenized while the model trains: `--data` is then a data
+set on the Hub, a folder of one, or files. Resuming reads a stream again from its beginning; shards are faster.
+
+The defaults are the recipe of GPT-3's 125M model on 10B tokens: AdamW, 19,073 steps of 524,288 tokens, learning rate
+6e-4, no dropout. `--num_train_epochs` replaces the number of steps. `--optimizer muon` uses Muon for the matrices in
+the blocks. All of transformers' TrainingArguments work too, such as
 `--activation_checkpointing`, `--torch_compile` and `--report_to wandb`.
 
 A run that was stopped, even by kill -9, continues if `--resume` is added to the same command. It starts from the
@@ -31,20 +35,23 @@ if __name__ == "__main__":  # --help and mistyped options are answered before th
     runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
 
 import argparse
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
 from scratch_gpt2.cli import given_options, parse_arguments, run_main
-from scratch_gpt2.command_help import LENGTH_ALIASES, MODEL_ALIASES, TOKENIZER_ALIASES
+from scratch_gpt2.command_help import LENGTH_ALIASES, MODEL_ALIASES, ROW_ALIASES, TOKENIZER_ALIASES
 from scratch_gpt2.data.rows import hub_id
-from scratch_gpt2.data.text_sources import find_files, parse_separator
-from scratch_gpt2.data.text_to_shards import TextSource, text_to_shards
-from scratch_gpt2.data.token_shards import TokenShards, read_index
+from scratch_gpt2.data.text_files import STDIN
+from scratch_gpt2.data.text_sources import find_files, find_matches, parse_separator
+from scratch_gpt2.data.text_to_shards import TextSource, make_tokenizer, text_to_shards
+from scratch_gpt2.data.token_shards import INDEX, TokenShards, read_index
+from scratch_gpt2.data.token_stream import TokenStream
 from scratch_gpt2.evaluation.hellaswag import Example, read_hellaswag
 from scratch_gpt2.evaluation.perplexity import exponential
 from scratch_gpt2.hardware import keep_freed_memory, known_peak_flops
@@ -95,6 +102,7 @@ SMOKE = {
     "sample_steps": 20,
     "output_dir": "pretrain_smoke",
 }
+HUB_ID = r"[\w-][\w.-]*/[\w.-]+"
 SIZES = ("n_layer", "n_embd", "n_head", "n_positions")
 
 
@@ -127,9 +135,28 @@ class DataArguments:
     data: str | None = field(
         default=None,
         metadata={
-            "help": "Folder of token shards, text file, or quoted glob.",
+            "help": "Folder of token shards, text file, or quoted glob; with --streaming also a Hub data set.",
             "public": True,
-            "aliases": ["--train_file"],
+            "aliases": ROW_ALIASES,
+        },
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Tokenize the text while training, without making shards.", "public": True}
+    )
+    dataset_config: str | None = field(
+        default=None,
+        metadata={
+            "help": "Configuration of a streamed Hub data set, such as sample-10BT.",
+            "public": True,
+            "aliases": ["--dataset_config_name"],
+        },
+    )
+    text_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of a streamed data set with the text; by default text.",
+            "public": True,
+            "aliases": ["--text_column_name"],
         },
     )
     tokenizer: str | None = field(
@@ -200,6 +227,10 @@ def check_options(model_args, data_args, run_args, args) -> None:
         (data_args.tokenizer is not None, ("vocab_size",), "trains a tokenizer, and --tokenizer names another one"),
         (run_args.optimizer == "muon", ("optim",), "chooses another optimizer than --optimizer muon"),
         (run_args.hellaswag is None, ("hellaswag_steps", "hellaswag_rows"), "needs --hellaswag and its data"),
+        (not data_args.streaming, ("dataset_config", "text_column"), "is for --streaming"),
+        (data_args.streaming, ("num_train_epochs",), "needs data whose length is known before, which a stream is not"),
+        (data_args.streaming, ("dataloader_num_workers",), "would read a stream once in each worker"),
+        (evaluates_only(args), ("streaming",), "is for training; the validation text is evaluated from shards"),
     ]
     for conflicting, names, reason in conflicts:
         for name in names:
@@ -248,11 +279,53 @@ def open_data(data_args, model_args, run_args, args) -> tuple[str, PreTrainedTok
         if "vocab_size" in given_options(data_args):
             raise ValueError(f"--vocab_size trains a tokenizer, but the shards in {data} have one; leave it out.")
         return data, load_tokenizer(data_args.tokenizer or Path(data, "tokenizer"))
+    if not find_matches(data) and re.fullmatch(HUB_ID, data):
+        raise FileNotFoundError(
+            f"--data {data} is not a file; if it is a data set on the Hub, add --streaming, or make shards of it with "
+            f"examples/prepare_text.py --hub {data}."
+        )
     folder = Path(args.output_dir, "shards")
-    name = data_args.tokenizer or model_args.model or "openai-community/gpt2"
     source = TextSource(files=tuple(find_files([data])), separator=parse_separator(data_args.document_separator))
-    tokenizer, _ = text_to_shards(source, folder, tokenizer=name, vocab_size=vocab_size)
+    tokenizer, _ = text_to_shards(
+        source, folder, tokenizer=tokenizer_name(data_args, model_args), vocab_size=vocab_size
+    )
     return str(folder), tokenizer
+
+
+def tokenizer_name(data_args: DataArguments, model_args: ModelArguments) -> str:
+    return data_args.tokenizer or model_args.model or "openai-community/gpt2"
+
+
+def open_stream(
+    data_args: DataArguments, model_args: ModelArguments, args: PretrainingArguments, block_length: int
+) -> tuple[TokenStream, PreTrainedTokenizerBase]:
+    data = data_args.data
+    if data is None or data == STDIN:
+        raise ValueError("--streaming needs --data with a data set on the Hub, a folder of one, or files.")
+    if Path(data, INDEX).is_file():
+        raise ValueError(f"{data} holds token shards, which --streaming would not use; leave it out.")
+    common = {"text_column": data_args.text_column, "separator": parse_separator(data_args.document_separator)}
+    if find_matches(data):
+        source = TextSource(files=tuple(find_files([data])), **common)
+    else:
+        source = TextSource(hub=data, config=data_args.dataset_config, **common)
+    name, saved = tokenizer_name(data_args, model_args), Path(args.output_dir, "tokenizer")
+    tokenizer = make_tokenizer(source, saved, name, data_args.vocab_size, begun=False)
+    seed = args.seed if args.data_seed is None else args.data_seed
+    blocks = max(1, data_args.eval_tokens // block_length)
+    return TokenStream(source, tokenizer, block_length, validation_blocks=blocks, seed=seed), tokenizer
+
+
+def load_data(groups: tuple, block_length: int) -> tuple[Dataset, Dataset, PreTrainedTokenizerBase, str | None]:
+    """Blocks to train on and to evaluate on, their tokenizer, and the folder of the shards, if there are any."""
+    model_args, data_args, run_args, args = groups
+    if data_args.streaming:
+        stream, tokenizer = open_stream(data_args, model_args, args, block_length)
+        return stream, stream.validation(), tokenizer, None
+    folder, tokenizer = open_data(data_args, model_args, run_args, args)
+    train, validation = (TokenShards(folder, block_length, split) for split in ("train", "validation"))
+    rows_per_step = data_args.tokens_per_step // block_length
+    return whole_steps(train, rows_per_step), evaluated_blocks(validation, data_args), tokenizer, folder
 
 
 def hellaswag_examples(run_args: RunArguments) -> list[Example]:
@@ -268,8 +341,15 @@ def hellaswag_examples(run_args: RunArguments) -> list[Example]:
 def header(trainer: PretrainingTrainer, optimizer: str, checkpoint: str | None) -> str:
     """What was derived, one line each."""
     config, train, validation = trainer.model.config, trainer.train_dataset, trainer.eval_dataset
-    block_length = train.dataset.block_length
-    repeats = optimizer_steps(trainer) * trainer.tokens_per_step / (len(train) * block_length)
+    block_length = len(validation[0]["input_ids"])
+    if isinstance(train, TokenStream):
+        data = f"a stream of blocks of {block_length}; validation on its first {len(validation):,} blocks"
+    else:
+        repeats = optimizer_steps(trainer) * trainer.tokens_per_step / (len(train) * block_length)
+        data = (
+            f"{train.dataset.tokens:,} tokens in {len(train):,} blocks of {block_length}, seen {repeats:.2f} times; "
+        )
+        data += f"validation on {len(validation):,} blocks"
     name = (
         "Muon for the matrices in the blocks, AdamW for the rest" if optimizer == "muon" else trainer.args.optim.value
     )
@@ -280,8 +360,7 @@ def header(trainer: PretrainingTrainer, optimizer: str, checkpoint: str | None) 
         model=f"{trainer.model.num_parameters() / 1e6:.1f}M parameters, {config.n_layer} layers, width "
         f"{config.n_embd}, {config.n_head} heads, a vocabulary of {config.vocab_size:,} tokens, "
         f"{config.n_positions:,} positions",
-        data=f"{train.dataset.tokens:,} tokens in {len(train):,} blocks of {block_length}, seen {repeats:.2f} times; "
-        f"validation on {len(validation):,} blocks",
+        data=data,
         optimizer=f"{name}, weight decay {trainer.args.weight_decay:g} on all matrices, including the embeddings",
     )
 
@@ -298,12 +377,11 @@ def make_trainer(groups: tuple, examples: list[Example]) -> tuple[PretrainingTra
     block_length = data_args.block_length or config.n_positions
     divide_step(data_args, args, block_length)
     with args.main_process_first(desc="tokenization"):
-        folder, tokenizer = open_data(data_args, model_args, run_args, args)
-    train, validation = (TokenShards(folder, block_length, split) for split in ("train", "validation"))
+        train, evaluated, tokenizer, folder = load_data(groups, block_length)
     model = model or new_model(config, tokenizer, model_args.dropout)
-    train.check_fits(tokenizer, model.config)
+    blocks = train.dataset if isinstance(train, Subset) else train
+    blocks.check_fits(tokenizer, model.config)
     tokenizer.model_max_length = config.n_positions
-    evaluated = evaluated_blocks(validation, data_args)
     trainer = PretrainingTrainer(
         model,
         args,
@@ -312,7 +390,7 @@ def make_trainer(groups: tuple, examples: list[Example]) -> tuple[PretrainingTra
         block_length=block_length,
         peak_flops=run_args.peak_flops or known_peak_flops(),
         bytes_per_token=predicted_bytes_per_token(evaluated, tokenizer),
-        train_dataset=whole_steps(train, data_args.tokens_per_step // block_length),
+        train_dataset=train,
         eval_dataset=evaluated,
         processing_class=tokenizer,
         callbacks=[LogCallback()],
@@ -326,11 +404,11 @@ def make_trainer(groups: tuple, examples: list[Example]) -> tuple[PretrainingTra
     return trainer, sampler
 
 
-def run_for_card(groups: tuple, folder: str) -> dict:
-    """`folder` is that of the token shards, the user's own or one that was made."""
+def run_for_card(groups: tuple, folder: str | None) -> dict:
+    """`folder` is that of the token shards, the user's own or one that was made; `None` for a stream."""
     model_args, data_args, _, _ = groups
     data = data_args.data or "smoke.txt"
-    if data == folder:
+    if folder is not None and data == folder:
         data = hub_id(read_index(Path(folder))["source"]) or folder
     return {"arguments": groups, "base": model_args.model, "data": [data]}
 
@@ -340,15 +418,16 @@ def check_same_run(trainer: PretrainingTrainer, groups: tuple, checkpoint: str |
     model_args, data_args, run_args, args = groups
     if checkpoint:
         check_same_sizes(trainer.model, checkpoint)
-    shards = trainer.train_dataset.dataset
+    train = trainer.train_dataset
+    data = train.describe() if isinstance(train, TokenStream) else [s["sha256"] for s in train.dataset.index["shards"]]
     return check_identity(
         args,
         checkpoint,
-        data=fingerprint([shard["sha256"] for shard in shards.index["shards"]]),
+        data=fingerprint(data),
         model=same_path(model_args.model),
         optimizer=run_args.optimizer,
         tokens_per_step=data_args.tokens_per_step,
-        block_length=shards.block_length,
+        block_length=len(trainer.eval_dataset[0]["input_ids"]),
         dropout=model_args.dropout,
     )
 

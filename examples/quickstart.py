@@ -103,7 +103,8 @@ def main() -> None:
     train_rows, valid_rows = (
         make_rows(pieces, tokenizer, sizes["n_positions"]) for pieces in (train_pieces, valid_pieces)
     )
-    model = new_model(ScratchGPT2Config(**sizes), tokenizer)  # without dropout: too few epochs to overfit
+    network = {name: size for name, size in sizes.items() if name != "vocab_size"}  # the tokenizer says that
+    model = new_model(ScratchGPT2Config(**network), tokenizer)  # without dropout: too few epochs to overfit
     print(
         f"Training a GPT-2 with {model.num_parameters():,} parameters, a vocabulary of {len(tokenizer):,} tokens and "
         f"a context of {sizes['n_positions']} on {train_rows.numel():,} tokens:\n{arguments.steps} steps of "

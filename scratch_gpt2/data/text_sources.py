@@ -42,10 +42,7 @@ def find_files(patterns: Iterable[str]) -> list[str]:
     """
     files = []
     for pattern in patterns:
-        if pattern == STDIN or Path(pattern).is_file():  # a file's own name may look like a pattern: notes[1].txt
-            matches = [pattern]
-        else:
-            matches = [match for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
+        matches = find_matches(pattern)
         if not matches:
             raise FileNotFoundError(
                 f"No file matches {pattern!r}; give existing files, globs, or - for standard input."
@@ -58,6 +55,13 @@ def find_files(patterns: Iterable[str]) -> list[str]:
         if file != STDIN and kind_of(file) not in KINDS:
             raise ValueError(f"{file} is of an unknown kind; use one of {', '.join(KINDS)}.")
     return files
+
+
+def find_matches(pattern: str) -> list[str]:
+    """The files that a pattern matches, in order; `-` is standard input."""
+    if pattern == STDIN or Path(pattern).is_file():  # a file's own name may look like a pattern: notes[1].txt
+        return [pattern]
+    return [match for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
 
 
 def parse_separator(typed: str | None) -> str | None:

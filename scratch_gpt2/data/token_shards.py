@@ -337,16 +337,21 @@ class TokenShards(torch.utils.data.Dataset):
             raise ValueError(
                 f"The shards in {self.folder} were made with another tokenizer; use {self.folder / 'tokenizer'}."
             )
-        if self.index["vocab_size"] > config.vocab_size:
-            raise ValueError(
-                f"The shards in {self.folder} have {self.index['vocab_size']} token ids, but the model's vocab_size "
-                f"is {config.vocab_size}; use a model with at least as many."
-            )
-        if self.block_length > config.n_positions:
-            raise ValueError(
-                f"A block has {self.block_length} tokens, but the model's n_positions is {config.n_positions}; "
-                "shorten the blocks."
-            )
+        check_model_fits(f"The shards in {self.folder} have", self.index["vocab_size"], self.block_length, config)
+
+
+def check_model_fits(subject: str, vocab_size: int, block_length: int, config: PretrainedConfig) -> None:
+    """Raise ValueError where a model is too small for token ids below `vocab_size` or for blocks of `block_length`."""
+    if vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{subject} {vocab_size} token ids, but the model's vocab_size is {config.vocab_size}; use a model with "
+            "at least as many."
+        )
+    if block_length > config.n_positions:
+        raise ValueError(
+            f"A block has {block_length} tokens, but the model's n_positions is {config.n_positions}; shorten the "
+            "blocks."
+        )
 
 
 def verify(folder: str | os.PathLike) -> int:
