@@ -14,8 +14,8 @@ shards beside the checkpoints. With `--streaming` the text is tokenized while th
 set on the Hub, a folder of one, or files. Resuming reads a stream again from its beginning; shards are faster.
 
 The defaults are the recipe of GPT-3's 125M model on 10B tokens: AdamW, 19,073 steps of 524,288 tokens, learning rate
-6e-4, no dropout. `--num_train_epochs` replaces the number of steps. `--optimizer muon` uses Muon for the matrices in
-the blocks. All of transformers' TrainingArguments work too, such as
+6e-4, no dropout. `--num_train_epochs` replaces the number of steps. `--recipe muon` sets other defaults: Muon for the
+matrices in the blocks, learning rate 4e-3. All of transformers' TrainingArguments work too, such as
 `--activation_checkpointing`, `--torch_compile` and `--report_to wandb`.
 
 A run that was stopped, even by kill -9, continues if `--resume` is added to the same command. It starts from the
@@ -72,7 +72,7 @@ from scratch_gpt2.training.pretraining import (
     predicted_bytes_per_token,
     whole_steps,
 )
-from scratch_gpt2.training.recipes import PretrainingArguments
+from scratch_gpt2.training.recipes import PRETRAINING_RECIPES, PretrainingArguments
 from scratch_gpt2.training.start import (
     accumulation_steps,
     check_launch,
@@ -192,6 +192,10 @@ class DataArguments:
 
 @dataclass
 class RunArguments:
+    recipe: Literal["gpt3", "muon"] = field(
+        default="gpt3",
+        metadata={"help": "Defaults of optimizer and learning rate.", "public": True},
+    )
     optimizer: Literal["adamw", "muon"] = field(
         default="adamw", metadata={"help": "AdamW, or Muon for the matrices in the blocks.", "public": True}
     )
@@ -211,12 +215,14 @@ class RunArguments:
     smoke: bool = field(default=False, metadata={"help": "Run everything on a tiny scale, on Python source code."})
 
 
-def smoke_defaults(options: argparse.Namespace) -> dict:
+def recipe_defaults(options: argparse.Namespace) -> dict:
+    """The defaults that `--recipe` and `--smoke` set."""
+    defaults = dict(PRETRAINING_RECIPES[options.recipe])
     if not options.smoke:
-        return {}
+        return defaults
     unused = {"max_steps"} if options.num_train_epochs is not None else set()
     unused |= {*SIZES, "vocab_size"} if options.model is not None else set()
-    return {name: value for name, value in SMOKE.items() if name not in unused}
+    return defaults | {name: value for name, value in SMOKE.items() if name not in unused}
 
 
 def check_options(model_args, data_args, run_args, args) -> None:
@@ -480,7 +486,7 @@ def main() -> None:
         RunArguments,
         PretrainingArguments,
         description=__doc__,
-        defaults=smoke_defaults,
+        defaults=recipe_defaults,
     )
     model_args, data_args, run_args, args = groups
     check_launch(args)

@@ -272,6 +272,25 @@ class TestRecipes:
         assert (args.adam_beta1, args.adam_beta2, args.max_grad_norm) == (0.9, 0.95, 1.0)
         assert args.lr_scheduler_kwargs == {"min_lr_rate": 0.1} and args.get_warmup_steps(19_073) == 715
 
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            ([], ("adamw", 6e-4)),
+            (["--recipe", "gpt3"], ("adamw", 6e-4)),
+            (["--recipe", "muon"], ("muon", 4e-3)),
+            (["--recipe", "muon", "--learning_rate", "0.25"], ("muon", 0.25)),
+            (["--recipe", "muon", "--optimizer", "adamw"], ("adamw", 4e-3)),
+            (["--recipe", "muon", "--smoke"], ("muon", 3e-3)),
+        ],
+    )
+    def test_recipes_of_pretraining(self, arguments, expected, tmp_path, monkeypatch):
+        groups = script_dataclasses("pretrain", monkeypatch)
+        arguments = [*arguments, "--output_dir", str(tmp_path)]
+        _, _, run, args = parse_arguments(
+            *groups, description="", defaults=sys.modules["pretrain"].recipe_defaults, arguments=arguments
+        )
+        assert (run.optimizer, args.learning_rate) == expected
+
     def test_epochs_replace_the_steps_of_pretraining(self, tmp_path):
         args = PretrainingArguments(tmp_path, num_train_epochs=2)
         assert (args.max_steps, args.num_train_epochs) == (-1, 2)

@@ -27,7 +27,7 @@ from scratch_gpt2.training import callbacks
 from scratch_gpt2.training.callbacks import HellaSwagCallback, flops_per_token
 from scratch_gpt2.training.checkpoints import find_fault, newest_intact_checkpoint
 from scratch_gpt2.training.pretraining import PretrainingTrainer
-from scratch_gpt2.training.recipes import PretrainingArguments
+from scratch_gpt2.training.recipes import PRETRAINING_RECIPES, PretrainingArguments
 from scratch_gpt2.training.start import accumulation_steps, check_launch, check_same_sizes, model_to_continue
 
 ROWS, LENGTH = 14, 16
@@ -80,15 +80,16 @@ def test_the_recipe(tmp_path):
     assert rate(357) == pytest.approx(357 / 715)
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resume_is_the_same_run(tmp_path, optimizer):
-    straight = make_trainer(tmp_path, optimizer)
+@pytest.mark.parametrize("recipe", ["gpt3", "muon"])
+def test_resume_is_the_same_run(tmp_path, recipe):
+    options = {"optimizer": "adamw"} | PRETRAINING_RECIPES[recipe]
+    straight = make_trainer(tmp_path, **options)
     straight.train()
     expected = load_file(tmp_path / "checkpoint-6" / "model.safetensors")
     shutil.rmtree(tmp_path / "checkpoint-6")
     shutil.rmtree(tmp_path / "checkpoint-4")
 
-    resumed = make_trainer(tmp_path, optimizer, seed=1)  # other initial weights, other random state
+    resumed = make_trainer(tmp_path, **options, seed=1)  # other initial weights, other random state
     torch.rand(100)
     resumed.train(resume_from_checkpoint=newest_intact_checkpoint(tmp_path))
     assert len(history(straight)) == 6

@@ -11,6 +11,11 @@ from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrate
 # tokens are 10B tokens. The warm-up, 715 of these steps, is a share here, so that it fits shorter runs too.
 PRETRAINING_STEPS = 19_073
 TOKENS_PER_STEP = 524_288
+# What `--recipe` of examples/pretrain.py changes in the defaults; docs/pretraining.md compares them at 10M parameters.
+PRETRAINING_RECIPES: dict[str, dict] = {
+    "gpt3": {},
+    "muon": {"optimizer": "muon", "learning_rate": 4e-3},
+}
 # For AdamW, by what is trained: the fewer weights, the larger the steps that they need.
 CLASSIFICATION_LEARNING_RATES = {"head": 1e-2, "last_block": 5e-4, "all": 5e-5, "lora": 5e-4}
 # Adapters start at zero and are small: they need larger steps (Biderman et al. 2024, arXiv:2405.09673).
