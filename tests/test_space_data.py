@@ -144,13 +144,12 @@ def test_filter_metrics_on_two_corpora():
     }  # fmt: skip
 
 
-def test_training_messages_are_repeated_without_digits_and_links():
-    rows = [{"text": text, "label": "spam"} for text in ("Call 08 now", "hello", "see www.win.com, 5 free", "12")]
+def test_training_messages_with_digits_or_links_come_twice():
+    rows = [{"text": text, "label": "spam"} for text in ("Call 08 now", "hello", "see www.win.com", "12")]
     data = PreparedClassification({"train": rows, "validation": rows, "test": rows}, ["spam"], {"splits": {}})
     varied = make_messages.with_variants(data)
     assert varied.splits["validation"] == rows
     assert varied.splits["test"] == rows
     assert [row["text"] for row in varied.splits["train"]] == [
-        "Call 08 now", "Call  now", "hello", "see www.win.com, 5 free", "see www.win.com,  free", "see  5 free",
-        "see   free", "12",
+        "Call 08 now", "Call  now", "hello", "see www.win.com", "see", "12"
     ]  # fmt: skip
