@@ -242,6 +242,11 @@ def check_options(model_args, data_args, run_args, args) -> None:
         for name in names:
             if conflicting and name in given:
                 raise ValueError(f"--{name} {reason}; leave it out.")
+    if run_args.recipe == "muon" and run_args.optimizer != "muon" and "learning_rate" not in given:
+        raise ValueError(
+            f"The learning rate of --recipe muon is for Muon; give --optimizer {run_args.optimizer} its "
+            "--learning_rate too."
+        )
     for name in ("sample_steps", "hellaswag_steps"):
         if getattr(run_args, name) < 0:
             raise ValueError(f"{name} is {getattr(run_args, name)} but must be at least 0.")
@@ -312,6 +317,8 @@ def open_stream(
         raise ValueError(f"{data} holds token shards, which --streaming would not use; leave it out.")
     common = {"text_column": data_args.text_column, "separator": parse_separator(data_args.document_separator)}
     if find_matches(data):
+        if data_args.dataset_config is not None:
+            raise ValueError(f"--dataset_config is for data sets, but --data {data} names files; leave it out.")
         source = TextSource(files=tuple(find_files([data])), **common)
     else:
         source = TextSource(hub=data, config=data_args.dataset_config, **common)

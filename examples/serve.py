@@ -3,7 +3,8 @@
     python examples/serve.py --model runs/assistant
     python examples/serve.py --model space/checkpoints/base --port 8001
 
-It answers /v1/chat/completions and /v1/completions, whole or streamed. Requests name the model as it is named here.
+It answers /v1/chat/completions and /v1/completions, whole or streamed. Requests name the model as it is named here. An
+answer is sampled if the request names a temperature above 0; otherwise it is the likeliest one.
 Serve an adapter after merging it: examples/export.py writes the merged model into a folder.
 """
 
@@ -42,7 +43,7 @@ class ServedGPT2(ScratchGPT2ForCausalLM):
         room = self.config.n_positions - length
         if room < 1:
             raise ValueError(f"The prompt has {length} tokens, but the model's context is {self.config.n_positions}.")
-        config.max_new_tokens = min(config.max_new_tokens, room)
+        config.max_new_tokens = room if config.max_new_tokens is None else min(config.max_new_tokens, room)
         config.do_sample = config.do_sample or bool(config.temperature)
         return super().generate(**kwargs)
 

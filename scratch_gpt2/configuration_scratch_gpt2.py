@@ -4,7 +4,7 @@ import transformers
 
 OLDEST_TRANSFORMERS = "5.10"
 # Before the other imports, as an older version may lack them.
-if [int(part) for part in transformers.__version__.split(".")[:2]] < [5, 10]:
+if [*map(int, transformers.__version__.split(".")[:2])] < [*map(int, OLDEST_TRANSFORMERS.split("."))]:
     raise ImportError(
         f"scratch_gpt2 needs transformers {OLDEST_TRANSFORMERS} or newer, but {transformers.__version__} is "
         "installed: pip install -U transformers"

@@ -36,7 +36,7 @@ def write_atomically(file: Path, write) -> None:
 def is_disk_full(error: BaseException) -> bool:
     """Whether a file could not be written because the disk is full, which safetensors and PyTorch tell by errors of
     their own; PyTorch's says only that a file ends too early."""
-    ends_too_early = isinstance(error, RuntimeError) and "inline_container" in str(error)
+    ends_too_early = isinstance(error, RuntimeError) and "unexpected pos" in str(error)
     return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error) or ends_too_early
 
 

@@ -58,7 +58,7 @@ class GrowingLayer(DynamicLayer):
     buffers: tuple[Buffer, Buffer] | None = None
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        # A tensor of unknown size, as in an export, does not tell its bytes.
+        # A tensor of unknown size, as in an export, has no known number of bytes.
         if not self.is_initialized or not self.can_write(key_states, value_states) or self.keys.nbytes < MIN_BYTES:
             self.buffers = None
             return super().update(key_states, value_states, *args, **kwargs)
@@ -101,5 +101,5 @@ def prepare_cache_for_generation(
 
 
 def generation_cache(model_kwargs: dict) -> Cache | None:
-    """What `generate` keeps the cache in, by its name since transformers 5.24 or before."""
+    """What `generate` keeps the cache in, called `cache` since transformers 5.24, `past_key_values` before."""
     return model_kwargs.get("cache", model_kwargs.get("past_key_values"))

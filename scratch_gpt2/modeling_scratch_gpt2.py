@@ -381,7 +381,7 @@ class ScratchGPT2ForCausalLM(ScratchGPT2PreTrainedModel, GenerationMixin):
 
 
 def cache_of(outputs) -> Cache | None:
-    """Keys and values in a model's output, by their name since transformers 5.24 or before."""
+    """Keys and values in a model's output, called `cache` since transformers 5.24, `past_key_values` before."""
     return outputs.cache if hasattr(outputs, "cache") else outputs.past_key_values
 
 

@@ -5,6 +5,8 @@ vLLM runs them by its Transformers modeling backend. Only vLLM imports this modu
 `vllm.general_plugins`.
 """
 
+import re
+
 from torch import nn
 from vllm import ModelRegistry
 from vllm.model_executor.models.transformers import TransformersForSequenceClassification
@@ -18,16 +20,16 @@ class VLLMClassifier(TransformersForSequenceClassification):
 
     def __init__(self, *, vllm_config, prefix: str = ""):
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        self.classifier.__class__ = (
-            nn.Linear
-        )  # the backend's adds a dimension of positions, which RoBERTa's head removes
+        assert isinstance(self.classifier, nn.Linear)
+        # The backend's own adds a dimension of positions, which RoBERTa's head removes.
+        self.classifier.__class__ = nn.Linear
 
     def load_weights(self, weights):
-        return super().load_weights((name.replace("score.", "classifier."), tensor) for name, tensor in weights)
+        return super().load_weights((re.sub(r"^score\.", "classifier.", name), tensor) for name, tensor in weights)
 
 
 def register() -> None:
-    import scratch_gpt2  # noqa: F401 - tells the `Auto*` classes of ours
+    import scratch_gpt2  # noqa: F401 - registers our classes with `Auto*`
 
     ModelRegistry.register_model(
         "ScratchGPT2ForCausalLM", "vllm.model_executor.models.transformers:TransformersForCausalLM"

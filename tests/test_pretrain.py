@@ -399,6 +399,10 @@ def test_trackers_get_hellaswag_and_its_time_is_not_trainings(tiny_tokenizer, he
             r"--vocab_size trains a tokenizer, and --tokenizer names another",
         ),
         ({"--data": "BOOK", "--optimizer": "muon", "--optim": "adafactor"}, r"--optim chooses another optimizer than"),
+        (
+            {"--data": "BOOK", "--recipe": "muon", "--optimizer": "adamw"},
+            r"give --optimizer adamw its --learning_rate too",
+        ),
         ({"--data": "BOOK", "--hellaswag_rows": 3}, r"--hellaswag_rows needs --hellaswag"),
         ({"--data": "BOOK", "--sample_steps": -1}, r"sample_steps is -1 but must be at least 0"),
         ({"--data": "BOOK", "--do_eval": "true"}, r"^--model is missing: name the checkpoint to evaluate"),

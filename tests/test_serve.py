@@ -64,10 +64,12 @@ def client(folder):
         patch.setattr(server, "build_server", server.build_server)
         patch.setattr(sys, "argv", [str(SERVE), "--model", str(folder), "--port", str(port)])
         script.main()
-        wait_for(port)
-        with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any", max_retries=0) as client:
-            yield client
-        running[0].kill_server()
+        try:
+            wait_for(port)
+            with openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="any", max_retries=0) as client:
+                yield client
+        finally:
+            running[0].kill_server()
 
 
 def wait_for(port):

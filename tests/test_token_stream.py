@@ -81,12 +81,17 @@ def test_a_streamed_data_set_resumes_as_the_same_run(tiny_tokenizer, tmp_path, m
         assert torch.equal(tensor, expected[name]), name
     with pytest.raises(ValueError, match=r"data is \w+, but the run in .* began with \w+"):
         run_script(monkeypatch, options | {"--eval_tokens": 32}, "--resume")
+    text = (data / "1.jsonl").read_text()
+    (data / "1.jsonl").write_text(text[:-20] + text[-20:].replace("e", "E"))
+    with pytest.raises(ValueError, match=r"data is \w+, but the run in .* began with \w+"):
+        run_script(monkeypatch, options, "--resume")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"--data": "FILE", "--dataloader_num_workers": 2}, r"--dataloader_num_workers would read a stream once in"),
+        ({"--data": "FILE", "--dataset_config": "a"}, r"--dataset_config is for data sets, but --data .* names files"),
         ({"--data": "-"}, r"--streaming needs --data with a data set on the Hub, a folder of one, or files"),
         ({"--data": "FILE", "--eval_only": "true"}, r"--streaming is for training"),
         ({"--data": "roneneldan/TinyStories"}, r"'roneneldan/TinyStories' could not be downloaded from the Hugging"),

@@ -37,6 +37,8 @@ MASK[0, :3] = 0
 def library(request):
     """Version and folder of a transformers: downloaded once, shared by parallel test processes."""
     version, folder = request.param, CACHE / request.param
+    if version == transformers.__version__:
+        pytest.skip("this is the installed version, which all other tests run on")
     CACHE.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.exists():
@@ -122,7 +124,7 @@ def test_other_versions_compute_the_same(library, checkpoints, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "deprecated. Use `cache`" not in done.stderr
     found, *results, exported = torch.load(tmp_path / "outputs.pt")
-    assert found == version != transformers.__version__
+    assert found == version
     for outputs in results:
         torch.testing.assert_close(outputs, expected, rtol=0, atol=1e-4)
     assert torch.equal(exported, expected["ScratchGPT2ForCausalLM wrote"])

@@ -45,7 +45,10 @@ class TextSource:
     def describe(self) -> dict[str, Any]:
         """All that decides which text is read: shards of other text must not be taken for these. Files are told apart
         by their contents."""
-        if self.hub is not None:
+        if self.hub is not None and os.path.isdir(self.hub):
+            files = [str(file) for file in sorted(Path(self.hub).rglob("*")) if file.is_file()]
+            origin = describe_files(files) | describe_hub(self.hub, self.config, self.split)
+        elif self.hub is not None:
             origin = describe_hub(self.hub, self.config, self.split)
         else:
             origin = describe_files(self.files)

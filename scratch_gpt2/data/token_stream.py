@@ -3,6 +3,7 @@
 Shards remain the faster way: a stream is read again from its beginning when a run is resumed.
 """
 
+import hashlib
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
@@ -75,18 +76,20 @@ class TokenStream(torch.utils.data.IterableDataset):
     def read_once(self) -> Iterator[np.ndarray]:
         """(block_length,) token ids; two blocks share one token, because the model shifts the labels."""
         eos, step = np.array([self.tokenizer.eos_token_id]), self.block_length - 1
-        rest = np.empty(0, dtype=np.int64)
+        rest: np.ndarray = np.empty(0, dtype=np.int64)
         for ids, ends_document in tokenize(self.source.pieces(), self.tokenizer):
             rest = np.concatenate([rest, ids, eos if ends_document and len(ids) else eos[:0]])
             count = max(0, len(rest) - 1) // step
             for start in range(0, count * step, step):
-                yield rest[start : start + self.block_length]
+                yield rest[start : start + self.block_length].copy()
             rest = rest[count * step :]
 
     def describe(self) -> dict[str, Any]:
-        """All that decides which blocks there are."""
-        tokenizer = tokenizer_fingerprint(self.tokenizer)
-        return self.source.describe() | {"tokenizer": tokenizer, "validation_blocks": self.validation_blocks}
+        """All that decides which blocks there are. The first blocks stand for the text of a data set on the Hub, which
+        may change."""
+        first = hashlib.sha256(b"".join(block["input_ids"].numpy().tobytes() for block in self.validation()))
+        described = {"tokenizer": tokenizer_fingerprint(self.tokenizer), "validation_blocks": self.validation_blocks}
+        return self.source.describe() | described | {"first": first.hexdigest()}
 
     def check_fits(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
         """Raise ValueError where a model is too small in vocabulary or positions."""
