@@ -175,12 +175,12 @@ def spam_tab(handlers: Handlers) -> None:
 def honest_words(handlers: Handlers) -> str:
     """How good the embedded spam filter is, as its card says, and a message that it gets wrong."""
     metrics = handlers.checkpoints.facts("spam").get("metrics", {})
-    found, right = metrics.get("recall"), metrics.get("precision")
+    found = [metrics.get(f"{corpus}_recall_at_1%") for corpus in ("sms", "india")]
     sentences = []
-    if found is not None and right is not None:
+    if None not in found:
         sentences.append(
-            f"On test messages that it had not seen, it found {found:.0%} of the spam, and {right:.0%} of what it "
-            "called spam was spam."
+            f"Of test messages that it had not seen, it finds {found[0]:.0%} of the spam sent in Britain and "
+            f"Singapore and {found[1]:.0%} of that sent in India, with one false alarm in a hundred other messages."
         )
     try:
         threshold, wrong = handlers.known_limits("spam", TRICKY_MESSAGES)

@@ -12,12 +12,14 @@ from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "space"))
 
+from handlers import Handlers
 from make_checkpoints import spam_probabilities, spam_results
 from make_data import documents, split_children
 from make_instructions import instruction_rows
 from make_messages import filter_metrics, join_corpora
 from measures import answer_rows, assistant_metrics, bits_per_byte, likeliest, stories
 from models import EMBEDDED, EMBEDDED_FOLDER, Checkpoints
+from page import honest_words
 
 from scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification
 
@@ -140,6 +142,14 @@ def test_the_filter_classifies_the_messages_of_both_countries_as_its_card_says(c
     measured, samples = spam_results(model, tokenizer, sms_and_india, variants=("as_sent",))
     assert measured == pytest.approx({name: metrics[name] for name in measured}, abs=5e-3)
     assert [list(sample) for sample in samples] == recorded("spam")["samples"]
+
+
+def test_the_page_says_how_good_the_filter_is_and_what_it_gets_wrong(checkpoints):
+    said = honest_words(Handlers(checkpoints))
+    metrics = recorded("spam")["metrics"]
+    found = [f"{metrics[f'{corpus}_recall_at_1%']:.0%}" for corpus in ("sms", "india")]
+    assert f"finds {found[0]} of the spam sent in Britain and Singapore and {found[1]} of that sent in India" in said
+    assert "It gets this one wrong: “Hi dad, I lost my phone" in said and said.endswith("Below 95% it is **unsure**.")
 
 
 def names_of(corpus: str, *variants: str) -> list[str]:
