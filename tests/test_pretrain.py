@@ -399,10 +399,6 @@ def test_trackers_get_hellaswag_and_its_time_is_not_trainings(tiny_tokenizer, he
             r"--vocab_size trains a tokenizer, and --tokenizer names another",
         ),
         ({"--data": "BOOK", "--optimizer": "muon", "--optim": "adafactor"}, r"--optim chooses another optimizer than"),
-        (
-            {"--data": "BOOK", "--recipe": "muon", "--optimizer": "adamw"},
-            r"give --optimizer adamw its --learning_rate too",
-        ),
         ({"--data": "BOOK", "--hellaswag_rows": 3}, r"--hellaswag_rows needs --hellaswag"),
         ({"--data": "BOOK", "--sample_steps": -1}, r"sample_steps is -1 but must be at least 0"),
         ({"--data": "BOOK", "--do_eval": "true"}, r"^--model is missing: name the checkpoint to evaluate"),
@@ -438,6 +434,14 @@ def test_bad_input(options, message, book, hellaswag_file, tmp_path, monkeypatch
     with pytest.raises((ValueError, OSError), match=message) as error:
         run_script(monkeypatch, NEW | TEXT | options | {"--output_dir": tmp_path / "out"})
     assert "\n" not in str(error.value)
+
+
+def test_adamw_does_not_take_the_learning_rate_of_muon(book, tmp_path, monkeypatch):
+    options = NEW | TEXT | {"--data": book, "--output_dir": tmp_path / "out"}
+    options |= {"--recipe": "muon", "--optimizer": "adamw"}
+    del options["--learning_rate"]
+    with pytest.raises(ValueError, match=r"--recipe muon is for Muon; give --optimizer adamw its --learning_rate too"):
+        run_script(monkeypatch, options)
     assert {path.name for path in (tmp_path / "out").glob("*")} <= {"shards"}
     assert (tmp_path / "out" / "shards").exists() == (tmp_path / "out" / "shards" / "tokenizer").exists()
 
