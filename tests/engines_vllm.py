@@ -165,7 +165,7 @@ def compare_classes(case: str, folder: Path, expected) -> str:
     found = [output.outputs.probs for output in start(folder / "spam").classify(TEXTS)]
     error = (torch.tensor(found) - torch.tensor(expected)).abs().max().item()
     assert error <= PROBABILITY, found
-    return f"probabilities within {error:.0e}"
+    return f"probabilities within {error:.0e}" if error else "equal probabilities"
 
 
 if __name__ == "__main__":
