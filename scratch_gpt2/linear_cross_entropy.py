@@ -134,7 +134,8 @@ class _LinearCrossEntropySum(torch.autograd.Function):
                 known = log_probs
                 if torch.compiler.is_compiling():  # there labels are not checked, and could lie in the padding
                     known = log_probs[:, : weight.shape[0]]
-                total += F.nll_loss(known, targets[chunk], ignore_index=ignore_index, reduction="sum")
+                # Not in place: compiled by torch 2.11, the gradients would be zeros.
+                total = total + F.nll_loss(known, targets[chunk], ignore_index=ignore_index, reduction="sum")
                 if not (needs_rows or needs_weight):
                     continue
                 logits_grad = _logits_gradient(log_probs, targets[chunk], ignore_index).to(compute_dtype)

@@ -160,8 +160,8 @@ def test_pipeline_writes_the_same_text(tiny_tokenizer):
     model = tiny_model(vocab_size=len(tiny_tokenizer))
     options = {"max_new_tokens": 10, "do_sample": False}
     tokenizer = copy.deepcopy(tiny_tokenizer)  # the pipeline makes it pad on the left
-    expected = pipeline("text-generation", model, tokenizer=tokenizer)("The cat", **options)
-    optimized = pipeline("text-generation", model.optimize_for_inference(), tokenizer=tokenizer)
+    expected = pipeline("text-generation", model, tokenizer=tokenizer, device="cpu")("The cat", **options)
+    optimized = pipeline("text-generation", model.optimize_for_inference(), tokenizer=tokenizer, device="cpu")
     assert optimized("The cat", **options) == expected
 
 

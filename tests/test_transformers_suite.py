@@ -291,8 +291,17 @@ def run(suite, name):
 CASES = [(role, name) for role in ROLES for name in unittest.TestLoader().getTestCaseNames(SUITES[role])]
 
 
+# Tests that transformers runs on a GPU only, and in which ours differs on purpose.
+DIFFERENT = {
+    "test_disk_offload_bin": "a folder with nothing but a pickle is refused",
+    "test_flex_attention_with_grads": "sets config.head_dim, which follows from n_embd and n_head here",
+}
+
+
 @pytest.mark.parametrize(("role", "name"), CASES)
 def test_does_what_gpt2_does(role, name, tiny_checkpoints):
+    if name in DIFFERENT:
+        pytest.skip(DIFFERENT[name])
     ours, baseline = run(SUITES[role], name), run(BASELINES[role], name)
     if ours.passed:
         assert baseline.failures or ours.forwards >= baseline.forwards, "passes without running the model as often"
