@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 import test_classify
 import test_sft
+import torch
 from transformers import TrainingArguments
 
 from scratch_gpt2.training.recipes import ClassificationArguments, InstructionArguments, PretrainingArguments
