@@ -2,14 +2,15 @@
 
     python space/make_checkpoints.py --data data data/more
 
-`--data` names the folders with the data sets that make_data.py, make_instructions.py and make_messages.py read. The
-base takes 2.8 s of one core's time a step. Started again, it continues where it was stopped; with fewer
+`--data` names the folders with the data sets that make_data.py, make_instructions.py and make_messages.py read. Made
+for a GPU; on two CPU cores, give fewer `--base_steps`. Started again, it continues where it was stopped; with fewer
 `--base_steps` than before, the learning rate of the base falls to zero in what remains. Needs examples/ beside this
 folder.
 """
 
 import argparse
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -20,15 +21,17 @@ import numpy as np
 import torch
 from cards import write_card
 from make_data import SEPARATOR, documents, find
-from make_messages import SPAM, filter_metrics, join_corpora, tfidf_metrics
+from make_messages import SPAM, filter_metrics, fit_tfidf, join_corpora, save_messages, spam_probabilities_of
 from measures import answer_rows, assistant_metrics, bits_per_byte, likeliest, stories
 from models import Checkpoints
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 from tokenizers.normalizers import Lowercase
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification, load_tokenizer
 from scratch_gpt2.cli import run_main
+from scratch_gpt2.data.text_classification import PreparedClassification
 from scratch_gpt2.hardware import cpu_computes_bfloat16
 from scratch_gpt2.prediction import classify_text
 
@@ -38,31 +41,30 @@ CHECKPOINTS = SPACE / "checkpoints"
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 SMS, INDIA = "sms_spam_collection.tsv", "india_junioralive.tsv"
 
-# The recipes. Nothing else is given to the scripts but files and folders, and --bf16 where the processor has it.
+# The recipes. Nothing else is given to the scripts but files and folders, and --bf16 where the machine computes it.
 SHARDS = f"--train_tokenizer 4096 --shard_tokens 100000 --document_separator '{SEPARATOR}'"
-# 10.6M parameters. Forward and backward of 4,096 tokens took 2.29 s of one core's time (bfloat16, AVX512-BF16), Muon
-# 0.51 s. Beside it: 6 heads 2.71 s, 3 heads 2.25 s, 4 layers of width 432 2.36 s, 3 layers of width 512 2.33 s.
 BASE = (
-    "--preset tiny --n_layer 5 --n_embd 384 --n_head 4 --n_positions 512 --optimizer muon --learning_rate 4e-3 "
-    "--lr_scheduler_type warmup_stable_decay --warmup_steps 20 --tokens_per_step 4096 "
-    "--per_device_train_batch_size 8 --eval_tokens 16384 --eval_steps 100 --save_steps 50 --save_total_limit 2 "
-    "--sample_steps 0 --use_cpu"
+    "--preset tiny --n_layer 5 --n_embd 384 --n_head 4 --n_positions 512 --dropout 0.1 --optimizer muon "
+    "--learning_rate 4e-3 --lr_scheduler_type warmup_stable_decay --warmup_steps 100 --tokens_per_step 16384 "
+    "--per_device_train_batch_size 32 --per_device_eval_batch_size 64 --eval_tokens 65536 --eval_steps 200 "
+    "--save_steps 500 --save_total_limit 2 --sample_steps 0"
 )
-BASE_STEPS, DECAYING = 2200, 0.4
+BASE_STEPS, DECAYING = 5000, 0.4
 ASSISTANT = (
-    "--pack --per_device_train_batch_size 8 --gradient_accumulation_steps 1 --per_device_eval_batch_size 8 "
-    "--learning_rate 1e-3 --num_train_epochs 1 --validation 0.03 --test 0 --eval_steps 0.25 --save_steps 0.25 "
-    "--samples 0 --use_cpu"
+    "--pack --per_device_train_batch_size 32 --gradient_accumulation_steps 1 --per_device_eval_batch_size 32 "
+    "--learning_rate 1e-3 --num_train_epochs 2 --dropout 0.1 --validation 0.02 --test 0 --eval_steps 0.1 "
+    "--save_steps 0.1 --samples 0"
 )
-# The filter is the first three blocks of the base, so that the three models together stay small.
-FILTER_LAYERS = 3
+# The filter is a part of the base, so that the three models together stay small.
+FILTER_LAYERS, FILTER_VOCABULARY = 4, 2560
 ADAPTED = (
-    "--learning_rate 1e-3 --max_steps 90 --tokens_per_step 4096 --per_device_train_batch_size 8 --eval_steps 30 "
-    "--save_steps 30 --save_total_limit 1 --sample_steps 0 --use_cpu"
+    "--dropout 0.1 --learning_rate 1e-3 --max_steps 250 --tokens_per_step 4096 --per_device_train_batch_size 8 "
+    "--eval_steps 50 --save_steps 50 --save_total_limit 1 --sample_steps 0"
 )
 FILTER = (
-    "--train all --learning_rate 2e-4 --per_device_train_batch_size 16 --num_train_epochs 4 --max_length 128 "
-    "--metric_for_best_model f1 --train_sampling_strategy group_by_length --use_cpu"
+    "--train all --dropout 0.1 --learning_rate 2e-4 --per_device_train_batch_size 16 --num_train_epochs 1 "
+    "--eval_strategy steps --eval_steps 0.1 --save_strategy steps --save_steps 0.1 --max_length 128 "
+    "--metric_for_best_model f1 --train_sampling_strategy group_by_length"
 )
 # A label is shown as unsure below the lowest of these at which 99% of the validation messages above are right.
 CONFIDENCES, WANTED_ACCURACY = (0.6, 0.7, 0.8, 0.9, 0.95, 0.99), 0.99
@@ -133,50 +135,81 @@ def make_assistant(data: list[Path], work: Path) -> None:
 
 
 def make_spam(data: list[Path], work: Path) -> None:
-    messages, adapted, run, target = work / "messages", work / "adapted", work / "spam", CHECKPOINTS / "spam"
-    files = find(data, SMS), find(data, INDIA)
-    if not messages.is_dir():
-        run_script(SPACE / "make_messages.py", "", "--sms", files[0], "--india", files[1], "--output", messages)
-    adapt(messages / "messages.txt", work, adapted)
-    train("classify.py", FILTER, run, "--model", adapted, "--data", messages)
+    target = CHECKPOINTS / "spam"
+    joined = join_corpora(*(str(find(data, name)) for name in (SMS, INDIA)))
+    run = train_filter(joined, work / "filter")
     keep_model(run, target, "epochs.png", "confusion_matrix.png")
-    joined = join_corpora(*map(str, files))
     model, tokenizer = calibrated(target, joined.splits["validation"])
     metrics, samples = spam_results(model, tokenizer, joined.splits["test"])
-    compared = {"TF-IDF and logistic regression": tfidf_metrics(joined)}
-    record(target, split="test", metrics=metrics, samples=samples, compared=compared)
+    tfidf = filter_metrics(spam_probabilities_of(fit_tfidf(joined)), joined.splits["test"])
+    record(target, split="test", metrics=metrics, samples=samples, compared={"TF-IDF and logistic regression": tfidf})
     write_card(target, f"pretrain.py {ADAPTED}", f"classify.py {FILTER}")
 
 
-def adapt(messages: Path, work: Path, adapted: Path) -> None:
-    """The first blocks of the base, trained on as a language model on the training messages (ULMFiT's second stage,
-    Howard and Ruder 2018, arXiv:1801.06146, section 3.2). Its tokenizer reads capitals as small letters: whoever
-    shouts is not a spammer for that, and whoever whispers may be one."""
-    first = work / "first_blocks"
+def train_filter(data: PreparedClassification, work: Path, options: str = "") -> Path:
+    """The folder of the trained filter. `options` are added to those of both recipes' scripts, after them.
+
+    Before it classifies, the first blocks of the base are trained on as a language model on the training messages
+    (ULMFiT's second stage, Howard and Ruder 2018, arXiv:1801.06146, section 3.2). Its tokenizer reads capitals as
+    small letters: whoever shouts is not a spammer for that, and whoever whispers may be one.
+    """
+    messages, first, adapted, run = (work / name for name in ("messages", "first_blocks", "adapted", "spam"))
+    if not messages.is_dir():
+        save_messages(data, messages)
     if not first.is_dir():
-        model = ScratchGPT2ForCausalLM.from_pretrained(CHECKPOINTS / "base")
-        model.model.layers, model.config.n_layer = model.model.layers[:FILTER_LAYERS], FILTER_LAYERS
-        lower_case(load_tokenizer(CHECKPOINTS / "base")).save_pretrained(first)
-        model.save_pretrained(first)
+        save_part_of_base(first)
     shards = f"--document_separator '{SEPARATOR}'"
-    files = ("--input", messages, "--tokenizer", first, "--output", work / "message_shards")
+    files = ("--input", messages / "messages.txt", "--tokenizer", first, "--output", work / "shards")
     run_script(EXAMPLES / "prepare_text.py", shards, *files)
-    train("pretrain.py", ADAPTED, adapted, "--model", first, "--data", work / "message_shards")
+    train("pretrain.py", ADAPTED, adapted, "--model", first, "--data", work / "shards")
+    train("classify.py", f"{FILTER} {options}", run, "--model", adapted, "--data", messages)
+    return run
 
 
-def lower_case(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
-    """Of another class than GPT2Tokenizer, which drops the normalizer of a tokenizer.json when it reads it."""
-    tokenizer.backend_tokenizer.normalizer = Lowercase()
+def save_part_of_base(folder: Path) -> None:
+    """The first FILTER_LAYERS blocks of the base, with the FILTER_VOCABULARY of `without_capitals`."""
+    model, tokenizer = (
+        ScratchGPT2ForCausalLM.from_pretrained(CHECKPOINTS / "base"),
+        load_tokenizer(CHECKPOINTS / "base"),
+    )
+    small, kept = without_capitals(tokenizer, FILTER_VOCABULARY)
+    embedded = model.get_input_embeddings().weight.detach()[kept]
+    model.set_input_embeddings(torch.nn.Embedding.from_pretrained(embedded, freeze=False))
+    model.tie_weights()
+    model.model.layers = model.model.layers[:FILTER_LAYERS]
+    changed = {"n_layer": FILTER_LAYERS, "vocab_size": FILTER_VOCABULARY}
+    model.config.update(changed | dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), small.eos_token_id))
+    model.generation_config = GenerationConfig.from_model_config(model.config)
+    small.save_pretrained(folder)
+    model.save_pretrained(folder)
+
+
+def without_capitals(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[PreTrainedTokenizerFast, list[int]]:
+    """A tokenizer that reads capitals as small letters, and which of `tokenizer`'s ids its `size` tokens had.
+
+    Besides the bytes and the end-of-text token it has the tokens of the first merges without capitals; none of their
+    parts has a capital either. Its class is not GPT2Tokenizer, which drops the normalizer of a tokenizer.json when it
+    reads it.
+    """
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    ids, merges = state["model"]["vocab"], state["model"]["merges"]
+    merged = {"".join(merge): merge for merge in merges if not re.search("[A-Z]", "".join(merge))}
+    tokens = [*(token for token in ids if len(token) == 1), *list(merged)[: size - 257], tokenizer.eos_token]
+    state["model"] |= {"vocab": {token: number for number, token in enumerate(tokens)}}
+    state["model"] |= {"merges": [merged[token] for token in tokens if token in merged]}
+    state["added_tokens"][0]["id"] = size - 1
+    backend = Tokenizer.from_str(json.dumps(state))
+    backend.normalizer = Lowercase()
     names = ("bos_token", "eos_token", "pad_token", "unk_token", "chat_template", "model_max_length")
     kept = {name: getattr(tokenizer, name) for name in names}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **kept)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **kept), [ids[token] for token in tokens]
 
 
 def train(script: str, recipe: str, run: Path, *files: str | Path) -> None:
     """With --resume where it was stopped; not again where it is finished."""
     if not (run / "run.json").is_file():
         options = ["--resume"] if list(run.glob("checkpoint-*")) else []
-        options += ["--bf16"] if cpu_computes_bfloat16() else []
+        options += ["--bf16"] if torch.cuda.is_available() or cpu_computes_bfloat16() else []
         run_script(EXAMPLES / script, recipe, *files, "--output_dir", run, *options)
 
 
@@ -193,6 +226,8 @@ def keep_model(run: Path, target: Path, *names: str) -> None:
     target.mkdir(parents=True)
     for name in (*TOKENIZER, "run.json", *names):
         shutil.copyfile(run / name, target / name)
+    compact = json.dumps(json.loads((run / TOKENIZER[0]).read_bytes()), ensure_ascii=False, separators=(",", ":"))
+    (target / TOKENIZER[0]).write_text(compact + "\n", encoding="utf-8")
     tensors = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(run / "model.safetensors").items()}
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     change_config(target, json.loads((run / "config.json").read_text()) | {"dtype": "bfloat16"})

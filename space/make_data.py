@@ -21,10 +21,10 @@ SEED = 16
 
 # How often a TinyStories text is repeated in the mix: it is the closest to what the assistant has to write.
 STORY_REPEATS = 3
-DIALOGUE_BYTES = 2_000_000
+DIALOGUE_BYTES = 8_000_000
 SENTENCES_A_TEXT = 20
-# A children's text is taken where at least this share of its words are among the commonest of TinyStories.
-COMMON_WORDS, SIMPLE = 5000, 0.88
+# A tale or short story is taken where at least this share of its words are among the commonest of TinyStories.
+COMMON_WORDS, SIMPLE = 5000, 0.80
 # Held out: one book, recognised by a name, and every 20th tale of the first 358, which are fairy tales.
 HELD_OUT_NAME, HELD_OUT_STEP, TALES = "Curdie", 20, 358
 # While training, loss is measured on the first stories of TinyStories' validation file.
@@ -48,6 +48,7 @@ def write_base_texts(folders: list[Path], output: Path) -> None:
     tales, books = split_children(documents(folders, "childrens_public_domain.txt"))
     dialogues = shuffled(documents(folders, "sgd_dialogues_train.txt"))
     dialogues = dialogues[: DIALOGUE_BYTES * len(dialogues) // sum(map(len, dialogues))]
+    tales += clean(documents(folders, "public_domain_short_stories.txt"))
     simple = simple_texts(tales, commonest_words(stories))
     sentences = sentence_texts(read(folders, "tatoeba_en_sentences.txt").splitlines())
     held_out_stories = documents(folders, "tinystories_valid.txt")

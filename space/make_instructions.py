@@ -41,7 +41,7 @@ SMALL_TALK_TEST = {
     WELCOME: ["Thank you so much!"],
     GOODBYE: ["Bye, see you!"],
 }
-# Names of many countries, for half of the stories: a model learns to copy a name where it cannot guess it.
+# Names of many countries, for a third of the stories: a model learns to copy a name where it cannot guess it.
 NAMES = """
 Adaeze Ahmed Akira Alejandro Amara Amir Anders Andrei Anika Antonio Anya Arjun Asha Astrid Ayaan Bao Beatriz Bilal
 Bjorn Bruno Camila Carlos Carmen Chen Chidi Chiara Dalia Darius Deepa Diego Dilan Elena Elias Emeka Emre Enzo
@@ -52,6 +52,12 @@ Pedro Petra Rafael Rahul Rania Rashid Rosa Ruben Sana Sanjay Santiago Selma Serg
 Tariq Tatiana Thabo Thiago Tomas Uma Valentina Vikram Viktor Wanjiru Wei Xavier Yara Yasmin Youssef Yusuf Zahra
 Zainab Zara Zeynep Zoya
 """
+# Made-up names of two or three syllables are for another third.
+ONSETS, VOWELS, CODAS = (
+    ("b", "d", "g", "j", "k", "l", "m", "n", "r", "t", "v", "dr", "tr"),
+    "aeiou",
+    ("", "", "r", "l"),
+)
 # Names that no story has, for the test.
 NEW_NAMES = ("Ravi", "Priya", "Kofi", "Ingrid", "Mateo", "Yuki", "Omar", "Zsofia", "Dmitri", "Aisha")
 
@@ -65,8 +71,10 @@ ABOUT_WORDS = (
 )  # fmt: skip
 
 MAX_STORY_CHARACTERS = 900
-STORIES, REFUSALS, QUESTIONS_ABOUT_WORDS, TWO_TURNS = 7000, 900, 200, 300
-REPEATED = 4  # times that a short answer is trained on for each time that a story is
+# Each story answers several requests, with another name each time.
+REQUESTS_A_STORY, SAD_STORIES = 4, 3000
+REFUSALS, QUESTIONS_ABOUT_WORDS, TWO_TURNS = 3000, 600, 1500
+REFUSALS_REPEATED, SMALL_TALK_REPEATED = 4, 16
 TEST_STORIES, TEST_REFUSALS = 20, 40
 KINDS, SHARES = ("name", "words", "ending", "who", "continue"), (25, 45, 8, 15, 7)
 
@@ -112,10 +120,11 @@ def instruction_rows(folders: list[Path]) -> tuple[list[dict], list[dict]]:
     held_out = clean(documents(folders, "tinystories_valid.txt"))[1:]  # the first begins in its middle
     words = StoryWords(stories)
     test = test_story_rows(held_out, words, random.Random(SEED))
-    train = story_rows(stories, words, rng, STORIES)
-    for rows, rows_test in (refusal_rows(folders, words, rng), small_talk_rows(rng)):
-        train += REPEATED * rows
-        test += rows_test
+    train = story_rows(stories, words, rng)
+    refusals, refusals_test = refusal_rows(folders, words, rng)
+    small_talk, small_talk_test = small_talk_rows(rng)
+    train += REFUSALS_REPEATED * refusals + SMALL_TALK_REPEATED * small_talk
+    test += refusals_test + small_talk_test
     rng.shuffle(train)
     return [*train, *two_turns(train, rng)], test
 
@@ -165,20 +174,25 @@ def ending_of(story: str) -> str | None:
     return None if happy == sad else "happy" if happy else "sad"
 
 
-def story_rows(stories: list[str], words: StoryWords, rng: random.Random, count: int) -> list[dict]:
+def story_rows(stories: list[str], words: StoryWords, rng: random.Random) -> list[dict]:
     short = [story for story in stories if len(story) <= MAX_STORY_CHARACTERS]
     sad = [story for story in short if ending_of(story) == "sad"]
-    chosen = rng.sample(short, count - count // 10) + rng.sample(sad, min(len(sad), count // 10))
+    chosen = REQUESTS_A_STORY * short + rng.choices(sad, k=SAD_STORIES)
     return [story_row(with_other_name(story, words, rng), words, rng) for story in chosen]
 
 
 def with_other_name(story: str, words: StoryWords, rng: random.Random) -> str:
-    """Nine stories in ten get another name, of another story or of NAMES, or a name would tell the story."""
+    """Nine stories in ten get another name, or a name would tell the story."""
     name = main_name(story)
     if name is None or rng.random() < 0.1:
         return story
-    other = rng.choice(NAMES.split() if rng.random() < 0.5 else words.names_like(name))
+    other = rng.choice((rng.choice(NAMES.split()), rng.choice(words.names_like(name)), made_up_name(rng)))
     return story if other in story else re.sub(rf"\b{name}\b", other, story)
+
+
+def made_up_name(rng: random.Random) -> str:
+    syllables = (rng.choice(ONSETS) + rng.choice(VOWELS) for _ in range(rng.choice((2, 3))))
+    return "".join(syllables).capitalize() + rng.choice(CODAS)
 
 
 def story_row(story: str, words: StoryWords, rng: random.Random, kind: str | None = None) -> dict:

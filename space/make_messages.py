@@ -2,8 +2,8 @@
 
     python space/make_messages.py --sms SMSSpamCollection --india india.tsv --output runs/space/messages
 
-Writes a folder for examples/classify.py, whose test rows also say of which `corpus` they are, and messages.txt, the
-training messages as text. Of the Indian messages half is for the test.
+Writes a folder for examples/classify.py, whose rows for validation and test also say of which `corpus` they are, and
+messages.txt, the training messages as text. Of the Indian messages half is for the test.
 """
 
 import argparse
@@ -42,8 +42,10 @@ VARIANTS: dict[str, Callable[[str], str]] = {
     "upper_case": str.upper,
     "lower_case": str.lower,
 }
-# What a training message is given without, a second time. Upper and lower case are one to the filter's tokenizer.
-LEFT_OUT = ("no_digits", "no_links")
+# How often a training message is given, each time as it was sent, without digits, without links or without both. Upper
+# and lower case are one to the filter's tokenizer.
+DRAWS = 5
+LEFT_OUT: tuple[tuple[str, ...], ...] = ((), ("no_digits",), ("no_links",), ("no_links", "no_digits"))
 
 
 def main() -> None:
@@ -53,10 +55,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     arguments = parser.parse_args()
     data = join_corpora(arguments.sms, arguments.india)
-    save_prepared(with_variants(data), arguments.output)
-    write(arguments.output / "messages.txt", [row["text"] for row in data.splits["train"]])
+    save_messages(data, arguments.output)
     for name, part in data.report["splits"].items():
         print(f"{name}: {part['rows']:,} messages, {part['labels']}")
+
+
+def save_messages(data: PreparedClassification, folder: Path) -> None:
+    save_prepared(with_variants(data), folder)
+    write(folder / "messages.txt", [row["text"] for row in data.splits["train"]])
 
 
 def join_corpora(
@@ -67,25 +73,26 @@ def join_corpora(
         "sms": prepare(read_labelled_text(sms), "sms", seed, FRACTIONS, unescape_entities=True),
         "india": prepare(read_labelled_text(india), "india", seed, INDIA_FRACTIONS, unescape_entities=True),
     }
+    used = {"train": train_on, "validation": train_on, "test": tuple(corpora)}
     splits = {
-        split: [row for corpus in train_on for row in corpora[corpus].splits[split]]
-        for split in ("train", "validation")
+        split: [row | {"corpus": name} for name in names for row in corpora[name].splits[split]]
+        for split, names in used.items()
     }
-    splits["test"] = [row | {"corpus": name} for name, data in corpora.items() for row in data.splits["test"]]
     described = {split: describe(rows, () if split == "train" else splits["train"]) for split, rows in splits.items()}
     report = corpora["sms"].report | {"source": f"{sms}, {india}", "splits": described}
     return PreparedClassification(splits, corpora["sms"].label_names, report)
 
 
 def with_variants(data: PreparedClassification) -> PreparedClassification:
-    """Each training message with digits or links a second time, without one of them, so that a filter does not rely
-    on them."""
+    """Each training message DRAWS times, in one of the forms of LEFT_OUT, so that a filter does not rely on digits and
+    links. One pass over these rows is DRAWS epochs."""
     rng = random.Random(SEED)
     train = []
-    for row in data.splits["train"]:
-        texts = {name: VARIANTS[name](row["text"]).strip() for name in LEFT_OUT}
-        changed = [text for text in texts.values() if text and text != row["text"]]
-        train += [row, *([row | {"text": rng.choice(changed)}] if changed else [])]
+    for row in DRAWS * data.splits["train"]:
+        text = row["text"]
+        for name in rng.choice(LEFT_OUT):
+            text = VARIANTS[name](text)
+        train.append(row | {"text": text.strip() or row["text"]})
     described = data.report["splits"] | {"train": describe(train, ())}
     return PreparedClassification(
         data.splits | {"train": train}, data.label_names, data.report | {"splits": described}
@@ -128,11 +135,10 @@ def fit_tfidf(data: PreparedClassification) -> Pipeline:
     return max(candidates, key=lambda candidate: candidate[:2])[2]
 
 
-def tfidf_metrics(data: PreparedClassification) -> dict[str, float]:
-    """`filter_metrics` of the baseline."""
-    model = fit_tfidf(data)
+def spam_probabilities_of(model: Pipeline) -> Callable[[list[str]], np.ndarray]:
+    """What `filter_metrics` asks for, of the baseline."""
     spam = list(model.classes_).index(SPAM)
-    return filter_metrics(lambda texts: model.predict_proba(texts)[:, spam], data.splits["test"])
+    return lambda texts: model.predict_proba(texts)[:, spam]
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ def bits_per_byte(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, do
     collate, nats = PaddingCollator(tokenizer.pad_token_id), 0.0
     for start in range(0, len(rows), 16):
         batch = collate(rows[start : start + 16])
+        batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
         nats += model(**batch, skip_logits=True).loss.item() * int((batch["labels"] != -100).sum())
     return nats / math.log(2) / sum(len(tokenizer.decode(ids).encode()) for ids in encoded)
 

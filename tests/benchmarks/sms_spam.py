@@ -8,16 +8,6 @@ regression on the same splits.
 Settings: `balanced` is the tutorials' (747 messages of either kind, duplicates kept), `full` all messages without
 duplicates. Each seed makes a split of its own (70/10/20), draws its own head and its own order of batches. The epoch
 with the lowest validation loss (`--best_by f1`: with the highest F1 there) is tested, once. All runs in one process.
-
-`--india` asks for two countries: trained on the SMS Spam Collection and on half of the Indian messages (`--train_on`:
-on one of them only), tested on held-out messages of either, also in upper and in lower case, without digits and
-without links. `--model space/checkpoints/base --layers 3` is the filter of the Space:
-
-    python tests/benchmarks/sms_spam.py --sms SMSSpamCollection --india india.tsv --model space/checkpoints/base \\
-        --layers 3 --train all --learning_rate 1e-4 --adapt_epochs 2 --epochs 4 --best_by f1 --group_by_length
-
-`--adapt_epochs` first trains the base as a language model on the training messages of the split, and on no others
-(ULMFiT's second stage, Howard and Ruder 2018, arXiv:1801.06146, section 3.2).
 """
 
 import argparse
@@ -29,50 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "space"))
 
 METRICS = ("accuracy", "precision", "recall", "f1", "roc_auc")
 SETTINGS = {"balanced": {"balance_labels": True, "keep_duplicates": True}, "full": {}}
-TRAIN_ON = {"both": ("sms", "india"), "sms": ("sms",), "india": ("india",)}
-
-
-def first_layers(args, folder: str) -> str:
-    """Folder with the first `args.layers` blocks of the base."""
-    from scratch_gpt2 import ScratchGPT2ForCausalLM, load_tokenizer
-
-    ScratchGPT2ForCausalLM.from_pretrained(args.model, n_layer=args.layers).save_pretrained(folder)
-    load_tokenizer(args.model).save_pretrained(folder)
-    return folder
-
-
-def adapt(base: str, texts: list[str], args, seed: int, folder: str) -> str:
-    """Train `base` as a language model on `texts`, each by itself, for `args.adapt_epochs`; return its folder."""
-    from transformers import Trainer, set_seed
-
-    from scratch_gpt2 import load_tokenizer
-    from scratch_gpt2.data.collators import PackingCollator, pack
-    from scratch_gpt2.training.recipes import RecipeArguments
-    from scratch_gpt2.training.start import model_to_continue
-
-    set_seed(seed)
-    tokenizer = load_tokenizer(base)
-    encoded = tokenizer(texts, split_special_tokens=True, verbose=False)["input_ids"]
-    documents = [[*ids[: args.max_length], tokenizer.eos_token_id] for ids in encoded]
-    options = {"report_to": "none", "disable_tqdm": True, "seed": seed, "num_train_epochs": args.adapt_epochs}
-    options |= {"learning_rate": args.adapt_learning_rate, "lr_scheduler_type": "cosine", "warmup_steps": 0.1}
-    options |= {"eval_strategy": "no", "save_strategy": "no", "logging_strategy": "no", "weight_decay": 0.1}
-    trainer = Trainer(
-        model_to_continue(base),
-        RecipeArguments(folder, **options, per_device_train_batch_size=4),
-        train_dataset=pack([{"input_ids": ids, "labels": ids} for ids in documents], 512),
-        data_collator=PackingCollator(tokenizer.pad_token_id),
-        processing_class=tokenizer,
-    )
-    trainer.train()
-    trainer.save_model(folder)
-    return folder
 
 
 def train_gpt2(data, args, seed: int, folder: str):
@@ -86,12 +36,9 @@ def train_gpt2(data, args, seed: int, folder: str):
     from scratch_gpt2.training.recipes import CLASSIFICATION_LEARNING_RATES, ClassificationArguments
     from scratch_gpt2.training.trunk_cache import CACHED_PARTS
 
-    base = args.model if args.layers is None else first_layers(args, str(Path(folder, "first")))
-    if args.adapt_epochs:
-        base = adapt(base, [row["text"] for row in data.splits["train"]], args, seed, str(Path(folder, "adapted")))
     set_seed(seed)
-    tokenizer = load_tokenizer(base)
-    model = load_classifier(base, data.label_names, tokenizer, args.dropout)
+    tokenizer = load_tokenizer(args.model)
+    model = load_classifier(args.model, data.label_names, tokenizer, args.dropout)
     splits = {
         name: encode_rows(rows, tokenizer, model.config.label2id, args.max_length)[0]
         for name, rows in data.splits.items()
@@ -117,28 +64,17 @@ def train_gpt2(data, args, seed: int, folder: str):
     return trainer
 
 
-def gpt2_metrics(trainer, data, args) -> dict:
-    if args.india is None:
-        metrics = trainer.predict(trainer.test_rows).metrics
-        return {name: metrics[f"test_{name}"] for name in METRICS}
-    from make_messages import SPAM, filter_metrics
-
-    from scratch_gpt2.prediction import classify_text
-
-    def spam_probabilities(texts: list[str]) -> np.ndarray:
-        return np.array([found[SPAM] for found in classify_text(trainer.model, trainer.processing_class, texts, 64)])
-
-    return filter_metrics(spam_probabilities, data.splits["test"])
+def gpt2_metrics(trainer) -> dict:
+    metrics = trainer.predict(trainer.test_rows).metrics
+    return {name: metrics[f"test_{name}"] for name in METRICS}
 
 
-def tfidf_metrics(data, args) -> dict:
-    import make_messages
+def tfidf_metrics(data) -> dict:
+    from make_messages import fit_tfidf
 
     from scratch_gpt2.evaluation.metrics import classification_metrics
 
-    if args.india is not None:
-        return make_messages.tfidf_metrics(data)
-    model = make_messages.fit_tfidf(data)
+    model = fit_tfidf(data)
     probabilities = model.predict_log_proba([row["text"] for row in data.splits["test"]])
     references = [data.label_names.index(row["label"]) for row in data.splits["test"]]
     metrics = classification_metrics(probabilities.argmax(-1), references, probabilities, label_names=data.label_names)
@@ -155,27 +91,20 @@ def mean_and_deviation(results: list[dict]) -> dict[str, tuple[float, float]]:
 
 
 def read_data(args, setting: str, seed: int):
-    from make_messages import join_corpora
-
     from scratch_gpt2.data.text_classification import prepare, read_labelled_text
 
-    if args.india is not None:
-        return join_corpora(args.sms, args.india, seed, TRAIN_ON[setting])
     return prepare(read_labelled_text(args.sms), args.sms, seed, unescape_entities=True, **SETTINGS[setting])
 
 
 def measure(args, setting: str) -> dict[str, list[dict]]:
-    from make_messages import with_variants
-
     results = {"gpt2": [], "tfidf": []}
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         start = time.perf_counter()
         data = read_data(args, setting, seed)
-        results["tfidf"].append(tfidf_metrics(data, args))
+        results["tfidf"].append(tfidf_metrics(data))
         if args.model:
             with tempfile.TemporaryDirectory() as folder:
-                trained_on = data if args.india is None else with_variants(data)
-                results["gpt2"].append(gpt2_metrics(train_gpt2(trained_on, args, seed, folder), data, args))
+                results["gpt2"].append(gpt2_metrics(train_gpt2(data, args, seed, folder)))
         for name, runs in results.items():
             if runs:
                 numbers = ", ".join(f"{metric} {value:.4f}" for metric, value in runs[-1].items())
@@ -187,10 +116,7 @@ def measure(args, setting: str) -> dict[str, list[dict]]:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sms", required=True, help="the SMS Spam Collection, label<TAB>text")
-    parser.add_argument("--india", help="a second corpus, label<TAB>text")
-    parser.add_argument("--train_on", choices=list(TRAIN_ON), default="both", help="with --india: which corpora")
     parser.add_argument("--model", help="base to start from, folder or Hub id; without it, only the baseline")
-    parser.add_argument("--layers", type=int, help="of the base, from the first on; by default all")
     parser.add_argument("--setting", choices=[*SETTINGS, "both"], default="both")
     parser.add_argument("--train", choices=["head", "last_block", "all", "lora"], default="last_block")
     parser.add_argument("--seeds", type=int, default=5)
@@ -199,8 +125,6 @@ def main():
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--best_by", choices=["loss", "f1"], default="loss", help="metric that selects the epoch")
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--adapt_epochs", type=float, default=0, help="epochs of language modeling before")
-    parser.add_argument("--adapt_learning_rate", type=float, default=1e-3)
     parser.add_argument("--group_by_length", action="store_true", help="batches of texts of similar length")
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--max_length", type=int, default=128)
@@ -212,7 +136,6 @@ def main():
 
         torch.set_num_threads(args.threads)
     settings = list(SETTINGS) if args.setting == "both" else [args.setting]
-    settings = settings if args.india is None else [args.train_on]
     results = {setting: measure(args, setting) for setting in settings}
     for setting, by_model in results.items():
         for name, runs in by_model.items():
