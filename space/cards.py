@@ -18,9 +18,9 @@ as unsure.""",
 }
 DATA = {
     "base": """- TinyStories (Eldan and Li 2023, arXiv:2305.07759; CDLA-Sharing-1.0): 11,162 stories, three times.
-- Fairy tales, fables and chapters of children's books in the public domain (FairytaleQA's stories, Apache-2.0; LCATS;
-  Project Gutenberg): those with simple words, 4.2 MB.
-- Dialogues of the Schema-Guided Dialogue data set (Rastogi et al. 2020; CC BY-SA 4.0): 2 MB.
+- Fairy tales, fables, chapters of children's books and short stories in the public domain (FairytaleQA's stories,
+  Apache-2.0; LCATS; Project Gutenberg): those with simple words, 15 MB.
+- Dialogues of the Schema-Guided Dialogue data set (Rastogi et al. 2020; CC BY-SA 4.0): 8 MB.
 - English sentences of Tatoeba (tatoeba.org; CC BY 2.0 FR): 27,000, in groups of 20.
 
 Documents are separated by the end-of-text token. Held out: the validation file of TinyStories, The Princess and Curdie
@@ -32,8 +32,10 @@ CommonsenseQA (MIT), OpenBookQA (Apache-2.0) and ARC (CC BY-SA 4.0). The test as
 validation file and for names that no story has. None of the data is in this repository.""",
     "spam": """The SMS Spam Collection v.1 (Almeida, Gómez Hidalgo and Yamakami, DocEng 2011), provided by its authors
 free and without warranty, and half of the messages of `junioralive/india-spam-sms-classification` (MIT). Duplicates
-were removed before either was split (seed 42). Training messages with digits or links come a second time without
-them, and the tokenizer reads capitals as small letters. None of the data is in this repository.""",
+were removed before either was split (seed 42). Each training message is read five times, each time as it was sent,
+without digits, without links or without both. The tokenizer reads capitals as small letters. The network is the first
+four blocks of `base`, first trained on as a language model on the training messages. None of the data is in this
+repository.""",
 }
 
 

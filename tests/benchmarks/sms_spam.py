@@ -8,6 +8,10 @@ regression on the same splits.
 Settings: `balanced` is the tutorials' (747 messages of either kind, duplicates kept), `full` all messages without
 duplicates. Each seed makes a split of its own (70/10/20), draws its own head and its own order of batches. The epoch
 with the lowest validation loss (`--best_by f1`: with the highest F1 there) is tested, once. All runs in one process.
+
+`--adapt_epochs` first trains the base as a language model on the training messages of the split, and on no others
+(ULMFiT's second stage, Howard and Ruder 2018, arXiv:1801.06146, section 3.2). The filter of the Space has a benchmark
+of its own, spam_filter.py.
 """
 
 import argparse
@@ -25,6 +29,34 @@ METRICS = ("accuracy", "precision", "recall", "f1", "roc_auc")
 SETTINGS = {"balanced": {"balance_labels": True, "keep_duplicates": True}, "full": {}}
 
 
+def adapt(base: str, texts: list[str], args, seed: int, folder: str) -> str:
+    """Train `base` as a language model on `texts`, each by itself, for `args.adapt_epochs`; return its folder."""
+    from transformers import Trainer, set_seed
+
+    from scratch_gpt2 import load_tokenizer
+    from scratch_gpt2.data.collators import PackingCollator, pack
+    from scratch_gpt2.training.recipes import RecipeArguments
+    from scratch_gpt2.training.start import model_to_continue
+
+    set_seed(seed)
+    tokenizer = load_tokenizer(base)
+    encoded = tokenizer(texts, split_special_tokens=True, verbose=False)["input_ids"]
+    documents = [[*ids[: args.max_length], tokenizer.eos_token_id] for ids in encoded]
+    options = {"report_to": "none", "disable_tqdm": True, "seed": seed, "num_train_epochs": args.adapt_epochs}
+    options |= {"learning_rate": args.adapt_learning_rate, "lr_scheduler_type": "cosine", "warmup_steps": 0.1}
+    options |= {"eval_strategy": "no", "save_strategy": "no", "logging_strategy": "no", "weight_decay": 0.1}
+    trainer = Trainer(
+        model_to_continue(base),
+        RecipeArguments(folder, **options, per_device_train_batch_size=4),
+        train_dataset=pack([{"input_ids": ids, "labels": ids} for ids in documents], 512),
+        data_collator=PackingCollator(tokenizer.pad_token_id),
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    trainer.save_model(folder)
+    return folder
+
+
 def train_gpt2(data, args, seed: int, folder: str):
     """The trainer of the finished classifier."""
     from transformers import set_seed
@@ -36,9 +68,12 @@ def train_gpt2(data, args, seed: int, folder: str):
     from scratch_gpt2.training.recipes import CLASSIFICATION_LEARNING_RATES, ClassificationArguments
     from scratch_gpt2.training.trunk_cache import CACHED_PARTS
 
+    base = args.model
+    if args.adapt_epochs:
+        base = adapt(base, [row["text"] for row in data.splits["train"]], args, seed, str(Path(folder, "adapted")))
     set_seed(seed)
-    tokenizer = load_tokenizer(args.model)
-    model = load_classifier(args.model, data.label_names, tokenizer, args.dropout)
+    tokenizer = load_tokenizer(base)
+    model = load_classifier(base, data.label_names, tokenizer, args.dropout)
     splits = {
         name: encode_rows(rows, tokenizer, model.config.label2id, args.max_length)[0]
         for name, rows in data.splits.items()
@@ -125,6 +160,8 @@ def main():
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--best_by", choices=["loss", "f1"], default="loss", help="metric that selects the epoch")
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--adapt_epochs", type=float, default=0, help="epochs of language modeling before")
+    parser.add_argument("--adapt_learning_rate", type=float, default=1e-3)
     parser.add_argument("--group_by_length", action="store_true", help="batches of texts of similar length")
     parser.add_argument("--first_seed", type=int, default=0)
     parser.add_argument("--max_length", type=int, default=128)
