@@ -28,7 +28,7 @@ from scratch_gpt2.data.text_sources import parse_separator, read_whole_text
 from scratch_gpt2.evaluation.hellaswag import PROTOCOLS, read_hellaswag
 from scratch_gpt2.evaluation.models import is_first_process
 from scratch_gpt2.evaluation.report import Plan, measure_all, plot, table, versions
-from scratch_gpt2.files import check_outputs, new_figure, write_json
+from scratch_gpt2.files import check_outputs, check_plotting, write_json
 from scratch_gpt2.tokenization import END_OF_TEXT
 
 SMOKE_TEXT = "The cat sat on the mat. Where is the rat? The rat is under the hat of the cat, and that is where it sat."
@@ -83,7 +83,7 @@ def main() -> None:
         report_file, plot_file = Path(arguments.output, "report.json"), Path(arguments.output, "report.png")
         sources = [*arguments.text, arguments.hellaswag or "", *arguments.model]
         check_outputs([report_file, plot_file], inputs=sources, overwrite=arguments.overwrite)
-        new_figure()  # without matplotlib, end here
+        check_plotting()
     plan = make_plan(arguments)
     results, failures = measure_all(arguments.model, arguments.tokenizer, plan)
     if not results:

@@ -25,7 +25,7 @@ from scratch_gpt2.cli import parse_arguments, run_main
 from scratch_gpt2.evaluation.chat_client import OLLAMA, Endpoint
 from scratch_gpt2.evaluation.judge import judge, plot_scores, read_responses
 from scratch_gpt2.evaluation.models import is_first_process
-from scratch_gpt2.files import check_outputs, new_figure, write_json
+from scratch_gpt2.files import check_outputs, check_plotting, write_json
 
 
 @dataclass
@@ -72,7 +72,7 @@ def main() -> None:
         retries=arguments.retries,
         max_tokens=arguments.max_tokens,
     )
-    new_figure()  # without matplotlib, end here
+    check_plotting()
     if arguments.overwrite:
         output.unlink(missing_ok=True)
     result = judge(rows, endpoint, output, arguments.concurrency)

@@ -6,9 +6,13 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # Files of a model, which no command replaces in a folder that it reads.
 MODEL_FILES = (
@@ -18,6 +22,18 @@ MODEL_FILES = (
 )
 # Options whose values are texts.
 NOT_PATHS = ("prompt", "explain", "document_separator")
+# Colors whose contrast is at least 4:1 on white and on GitHub's dark page (#0d1117), for matplotlib's `rcParams`. The
+# background is transparent.
+INK = "#757e8a"
+LINE_COLORS = ["#2f7dc4", "#c0610a", "#2e8b3d", "#8a63c9", "#d4483f"]
+FIGURE_STYLE = {
+    "axes.prop_cycle": f"cycler('color', {LINE_COLORS})",
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "none"),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    "grid.color": INK,
+    "grid.alpha": 0.3,
+    "legend.frameon": False,
+}
 
 
 def write_atomically(file: Path, write) -> None:
@@ -82,21 +98,36 @@ def sha256(file: Path) -> str:
     return digest.hexdigest()
 
 
-def new_figure(**options):
+def check_plotting() -> None:
+    """Raise ImportError if matplotlib is not installed."""
     try:
-        from matplotlib.figure import Figure  # not pyplot, which would look for a display
+        import matplotlib  # noqa: F401
     except ImportError as error:
         raise ImportError("Plots need matplotlib: pip install matplotlib.") from error
-    return Figure(layout="constrained", **options)
 
 
-def save_figure(figure, path: str | os.PathLike, numbers=None) -> None:
-    """Write the figure as PNG, and `numbers`, from which it was drawn, beside it as .json."""
+@contextmanager
+def figure_file(path: str | os.PathLike, numbers: object = None, **options) -> Iterator["Figure"]:
+    """A figure to draw on, written to the PNG file `path` at the end of the `with` block. No display is needed.
+
+    Args:
+        numbers: what the figure shows, for a JSON file of the same name.
+        options: arguments of matplotlib's `Figure`, such as `figsize`.
+
+    Raises ImportError without matplotlib.
+    """
+    check_plotting()
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure  # not pyplot, which would look for a display
+
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if numbers is not None:
-        write_json(path.with_suffix(".json"), numbers)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    with rc_context(FIGURE_STYLE):
+        figure = Figure(layout="constrained", **options)
+        yield figure
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if numbers is not None:
+            write_json(path.with_suffix(".json"), numbers)
+        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
 
 
 def check_outputs(

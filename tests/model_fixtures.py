@@ -110,3 +110,17 @@ def random_ids(*shape, seed=0, vocab_size=61):
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest difference, as a part of the largest expected number."""
     return ((actual - expected).abs().max() / expected.abs().max()).item()
+
+
+def recorded_figures(monkeypatch) -> list:
+    """The figures that matplotlib saves from now on."""
+    from matplotlib.figure import Figure
+
+    figures, save = [], Figure.savefig
+
+    def record(figure, *args, **options):
+        figures.append(figure)
+        save(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", record)
+    return figures

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..data.instructions import as_conversation
 from ..data.rows import read_rows
-from ..files import new_figure, save_figure
+from ..files import figure_file
 from ..tokenization import check_text
 from .chat_client import ChatReply, Endpoint, request_all
 from .progress import ProgressFile, digest
@@ -167,11 +167,10 @@ def plot_scores(summary: dict, path: str | os.PathLike) -> None:
     Raises ImportError without matplotlib.
     """
     counts = summary["histogram"]
-    figure = new_figure(figsize=(7, 4))
     title = f"{summary['scored']} scored, {summary['unparsable']} unparsable, {summary['failed']} failed"
-    axes = figure.add_subplot(xlabel="score", ylabel="responses", title=title)
-    axes.bar(counts.keys(), counts.values(), width=0.9)
-    if summary["mean"] is not None:
-        axes.axvline(summary["mean"] / 10 - 0.5, color="black", linestyle="--", label=f"mean {summary['mean']:.1f}")
-        axes.legend()
-    save_figure(figure, path)
+    with figure_file(path, figsize=(7, 4)) as figure:
+        axes = figure.add_subplot(xlabel="score", ylabel="responses", title=title)
+        axes.bar(counts.keys(), counts.values(), width=0.9)
+        if summary["mean"] is not None:
+            axes.axvline(summary["mean"] / 10 - 0.5, color="C1", linestyle="--", label=f"mean {summary['mean']:.1f}")
+            axes.legend()

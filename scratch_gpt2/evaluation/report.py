@@ -18,7 +18,7 @@ from accelerate import PartialState
 
 from ..cpu_inference import optimize_if_faster
 from ..data.text_classification import PreparedClassification
-from ..files import new_figure, save_figure
+from ..files import INK, figure_file
 from ..prediction import classify_text
 from ..tokenization import END_OF_TEXT, load_tokenizer
 from .hellaswag import Example, hellaswag_accuracy
@@ -203,19 +203,20 @@ def plot(results: dict[str, dict], path: Path) -> None:
                 panels.setdefault(title, {})[name] = figure
     titles = list(panels)
     rows = [titles[start : start + COLUMNS] for start in range(0, len(titles), COLUMNS)]
-    drawing = new_figure(figsize=(5.5 * COLUMNS, (0.9 + 0.4 * len(results)) * len(rows)))
-    for row, strip in zip(rows, drawing.subfigures(len(rows), squeeze=False)[:, 0], strict=True):
-        for panel, title in zip(strip.subplots(1, len(row), squeeze=False)[0], row, strict=True):
-            draw_bars(panel, title, panels[title])
-    save_figure(drawing, path)
+    with figure_file(path, figsize=(5.5 * COLUMNS, (0.9 + 0.4 * len(results)) * len(rows))) as drawing:
+        for row, strip in zip(rows, drawing.subfigures(len(rows), squeeze=False)[:, 0], strict=True):
+            for panel, title in zip(strip.subplots(1, len(row), squeeze=False)[0], row, strict=True):
+                draw_bars(panel, title, panels[title])
 
 
 def draw_bars(panel, title: str, bars: dict[str, Figure]) -> None:
     for number, figure in enumerate(bars.values()):
         panel.barh(number, figure.value, color=f"C{number}", height=0.6)
+        end = figure.value if figure.interval is None else max(figure.value, *figure.interval)
         if figure.interval is not None:
-            panel.plot(figure.interval, [number, number], color="black")
-        panel.text(0, number, f" {figure.value:,.{figure.digits}f}", va="center")
+            panel.plot(figure.interval, [number, number], color=INK)
+        panel.text(end, number, f" {figure.value:,.{figure.digits}f}", va="center")
+    panel.margins(x=0.3)  # for the number of the longest bar
     names = [name if len(name) <= MAX_NAME else f"…{name[1 - MAX_NAME :]}" for name in bars]
     panel.set_yticks(range(len(bars)), names)
     panel.invert_yaxis()

@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ..files import new_figure, save_figure, write_atomically
+from ..files import figure_file
 
 LOSS = {"training": "loss", "validation": "eval_loss"}
 SMALL_PANELS = {"learning rate": "learning_rate", "gradient norm": "grad_norm"}
@@ -17,18 +17,15 @@ def plot_history(history: list[dict], path: str | os.PathLike, title: str = "Los
 
     Raises ImportError without matplotlib, ValueError if there is nothing to draw.
     """
-    figure = new_figure(figsize=(7, 4))
-    curves = {"training": _points(history, "loss"), "validation": _points(history, "eval_loss")}
-    if not any(curves.values()):
-        raise ValueError("The history holds neither loss nor eval_loss: train for at least one logging step.")
-    axes = figure.add_subplot(xlabel="step", title=title)
-    for label, points in curves.items():
-        if points:
+    curves = {label: points for label, key in LOSS.items() if (points := _points(history, key))}
+    if not curves:
+        raise ValueError("The history has neither loss nor eval_loss: train for at least one logging step.")
+    with figure_file(path, history, figsize=(7, 4)) as figure:
+        axes = figure.add_subplot(xlabel="step", title=title)
+        for label, points in curves.items():
             axes.plot(*zip(*points, strict=True), label=label, marker="o", markersize=3)
-    axes.grid(alpha=0.3)
-    axes.legend()
-
-    save_figure(figure, path, history)
+        axes.grid()
+        axes.legend()
 
 
 def _points(history: list[dict], key: str) -> list[tuple[int, float]]:
@@ -47,20 +44,19 @@ def plot_log(history: list[dict], path: Path) -> None:
     if not losses and not small:
         return
     rows = ([["loss"] * max(1, len(small))] if losses else []) + ([list(small)] if small else [])
-    figure = new_figure(figsize=(8, 6 if len(rows) == 2 else 4))
-    panels = figure.subplot_mosaic(rows, height_ratios=[2.5, 1][: len(rows)])
-    for label, points in losses.items():
-        panels["loss"].plot(*zip(*points, strict=True), label=label)
-    if losses:
-        panels["loss"].set_ylabel("loss per token (nats)")
-        panels["loss"].legend()
-    for title, points in small.items():
-        panels[title].plot(*zip(*points, strict=True))
-        panels[title].set_title(title, fontsize="medium")
-    for axes in panels.values():
-        axes.set_xlabel("step")
-        axes.grid(alpha=0.3)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    with figure_file(path, figsize=(8, 6 if len(rows) == 2 else 4)) as figure:
+        panels = figure.subplot_mosaic(rows, height_ratios=[2.5, 1][: len(rows)])
+        for label, points in losses.items():
+            panels["loss"].plot(*zip(*points, strict=True), label=label)
+        if losses:
+            panels["loss"].set_ylabel("loss per token (nats)")
+            panels["loss"].legend()
+        for title, points in small.items():
+            panels[title].plot(*zip(*points, strict=True))
+            panels[title].set_title(title, fontsize="medium")
+        for axes in panels.values():
+            axes.set_xlabel("step")
+            axes.grid()
 
 
 def plot_epochs(history: list[dict], path: str | os.PathLike) -> None:
@@ -71,18 +67,16 @@ def plot_epochs(history: list[dict], path: str | os.PathLike) -> None:
 
     Raises ImportError without matplotlib, ValueError if no epoch was evaluated.
     """
-    figure = new_figure(figsize=(9, 4))
-    evaluated = [entry for entry in history if "eval_loss" in entry]
-    if not evaluated:
-        raise ValueError("The history holds no eval_loss: train for at least one epoch.")
-    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for label, key in (("training", f"train_sample_{quantity}"), ("validation", f"eval_{quantity}")):
-            points = [(entry["epoch"], entry[key]) for entry in history if key in entry]
-            axes.plot(*zip(*points, strict=True), label=label, marker="o", markersize=3)
-        axes.set(xlabel="epoch", title=quantity)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    save_figure(figure, path, history)
+    if not any("eval_loss" in entry for entry in history):
+        raise ValueError("The history has no eval_loss: train for at least one epoch.")
+    with figure_file(path, history, figsize=(9, 4)) as figure:
+        for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+            for label, key in (("training", f"train_sample_{quantity}"), ("validation", f"eval_{quantity}")):
+                points = [(entry["epoch"], entry[key]) for entry in history if key in entry]
+                axes.plot(*zip(*points, strict=True), label=label, marker="o", markersize=3)
+            axes.set(xlabel="epoch", title=quantity)
+            axes.grid()
+            axes.legend()
 
 
 def plot_confusion_matrix(matrix: list[list[int]], label_names: list[str], path: str | os.PathLike) -> None:
@@ -91,14 +85,14 @@ def plot_confusion_matrix(matrix: list[list[int]], label_names: list[str], path:
 
     Raises ImportError without matplotlib.
     """
-    figure = new_figure(figsize=(2.5 + len(label_names), 2 + len(label_names)))
     names = [label if len(label) <= 20 else label[:19] + "…" for label in label_names]
-    axes = figure.add_subplot(xlabel="predicted", ylabel="true")
-    axes.imshow(matrix, cmap="Blues")
-    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
-    axes.set_yticks(range(len(names)), names, parse_math=False)
     darkest = max(max(row) for row in matrix)
-    for i, row in enumerate(matrix):
-        for j, count in enumerate(row):
-            axes.text(j, i, count, ha="center", va="center", color="white" if 2 * count > darkest else "black")
-    save_figure(figure, path, {"labels": label_names, "matrix": matrix})
+    numbers = {"labels": label_names, "matrix": matrix}
+    with figure_file(path, numbers, figsize=(2.5 + len(label_names), 2 + len(label_names))) as figure:
+        axes = figure.add_subplot(xlabel="predicted", ylabel="true")
+        axes.imshow(matrix, cmap="Blues")
+        axes.set_xticks(range(len(names)), names, rotation=45, ha="right", parse_math=False)
+        axes.set_yticks(range(len(names)), names, parse_math=False)
+        for i, row in enumerate(matrix):
+            for j, count in enumerate(row):
+                axes.text(j, i, count, ha="center", va="center", color="white" if 2 * count > darkest else "black")

@@ -98,21 +98,20 @@ def curve_points(rows: list[dict], kind: str, name: str, quantity: str) -> list[
 
 
 def draw(rows: list[dict], path: str) -> None:
-    from scratch_gpt2.files import new_figure, save_figure
+    from scratch_gpt2.files import figure_file
 
-    figure = new_figure(figsize=(9, 7))
     titles = {"train": "a training step on T tokens", "decode": "generating T tokens"}
     units = {"seconds": "seconds", "peak_mb": "peak MB"}
     panels = [(kind, quantity) for kind in NAMES for quantity in units]
-    for place, (kind, quantity) in enumerate(panels, start=1):
-        axes = figure.add_subplot(2, 2, place, title=titles[kind], xlabel="tokens (T)", ylabel=units[quantity])
-        for name in NAMES[kind]:
-            points = curve_points(rows, kind, name, quantity)
-            axes.plot(*zip(*points, strict=True), label=name, marker="o", markersize=3)
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    save_figure(figure, path, rows)
+    with figure_file(path, rows, figsize=(9, 7)) as figure:
+        for place, (kind, quantity) in enumerate(panels, start=1):
+            axes = figure.add_subplot(2, 2, place, title=titles[kind], xlabel="tokens (T)", ylabel=units[quantity])
+            for name in NAMES[kind]:
+                points = curve_points(rows, kind, name, quantity)
+                axes.plot(*zip(*points, strict=True), label=name, marker="o", markersize=3)
+            axes.set_ylim(bottom=0)
+            axes.grid()
+            axes.legend()
 
 
 def main():

@@ -300,21 +300,20 @@ def report(rows: list[dict], reference: dict) -> None:
 
 
 def draw(rows: list[dict], path: str) -> None:
-    from scratch_gpt2.files import new_figure, save_figure
+    from scratch_gpt2.files import figure_file
 
-    figure = new_figure(figsize=(13, 4.5))
     units = {"cpu_seconds": "CPU seconds", "seconds": "seconds", "tokens": "tokens"}
-    for place, (quantity, unit) in enumerate(units.items(), start=1):
-        axes = figure.add_subplot(1, 3, place, xlabel=unit, ylabel="validation loss (nats per token)")
-        for number, row in enumerate(rows):
-            label = row["contender"] if row["share"] == 1 else f"{row['contender']}, {row['share']:.2f}"
-            for run in row["runs"]:
-                curve = [(point[quantity], point["loss"]) for point in run["points"][1:]]
-                axes.plot(*zip(*curve, strict=True), color=f"C{number}", alpha=0.7, label=label)
-                label = None
-        axes.grid(alpha=0.3)
-        axes.legend()
-    save_figure(figure, path, rows)
+    with figure_file(path, rows, figsize=(13, 4.5)) as figure:
+        for place, (quantity, unit) in enumerate(units.items(), start=1):
+            axes = figure.add_subplot(1, 3, place, xlabel=unit, ylabel="validation loss (nats per token)")
+            for number, row in enumerate(rows):
+                label = row["contender"] if row["share"] == 1 else f"{row['contender']}, {row['share']:.2f}"
+                for run in row["runs"]:
+                    curve = [(point[quantity], point["loss"]) for point in run["points"][1:]]
+                    axes.plot(*zip(*curve, strict=True), color=f"C{number}", alpha=0.7, label=label)
+                    label = None
+            axes.grid()
+            axes.legend()
 
 
 def run_seeds(args) -> None:
