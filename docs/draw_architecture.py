@@ -1,5 +1,5 @@
-"""Draw GPT-2 from token ids to logits, with the shape of every tensor: docs/images/architecture.png for light pages and
-architecture-dark.png for dark ones.
+"""Draw GPT-2 from token ids to logits, with the shape of every tensor: docs/images/architecture.png for light pages,
+and architecture-dark.png for dark ones.
 
 python docs/draw_architecture.py
 """
