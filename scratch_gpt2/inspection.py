@@ -1,9 +1,9 @@
-"""Views into a model: which tokens made it decide as it did, where it looks, what each layer would say, how probable
-it finds a text, what it keeps of it.
+"""Inspect a model: attributions, attention maps, head ablation, activation patching, the logit lens, token
+probabilities and the size of the cache.
 
-Apart from `token_attributions` these are for a ScratchGPT2 language model and one text, (1, T) ids. They change
-nothing in the model, not even for a moment, so several threads may look at it while it writes. The letters in shapes
-are those of `modeling_scratch_gpt2.py`.
+Apart from `token_attributions`, the functions take a ScratchGPT2 language model and one text, (1, T) token ids. They
+never modify the model, so several threads can inspect it while it generates. The letters in shapes are those of
+`modeling_scratch_gpt2.py`.
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from .modeling_scratch_gpt2 import ScratchGPT2ForCausalLM, eager_attention_forward
+from .modeling_scratch_gpt2 import ScratchGPT2ForCausalLM, causal_mask, eager_attention_forward
 from .prediction import evaluation_mode
 from .tokenization import BYTE_OF_CHARACTER, check_text
 
-# Integrated gradients: parts at the start, points in each, by how much (nats) a part's gradients may miss the
-# difference of the log odds between its ends, and the number of points after which that no longer counts.
+# Integrated gradients: initial number of parts, points in each part, the tolerated difference (nats) between a part's
+# integral and the change of the log odds, and the number of points after which the tolerance is ignored.
 PARTS = 4
 POINTS = 8
 TOLERANCE = 0.002
@@ -33,20 +33,21 @@ def token_attributions(
     text: str,
     label: str | int | None = None,
 ) -> list[tuple[str, float]]:
-    """How much each token of a text speaks for a label (above 0) or against it, by integrated gradients.
+    """How much each token of a text contributes to a label (positive: for it, negative: against it), computed with
+    integrated gradients.
 
-    The attributions are of the label's log odds, log(p / (1 - p)) with p its probability, and sum to how much these
-    are higher than for a text of padding tokens of the same length (Sundararajan, Taly and Yan 2017,
-    arXiv:1703.01365): gradient times input, but with the gradient averaged over the straight line from the padding
-    tokens' embeddings to the text's. The gradient at the text alone (Simonyan et al. 2013, arXiv:1312.6034; Shrikumar
-    et al. 2016, arXiv:1605.01713) sums to nothing in particular, and is almost 0 wherever the model is sure.
+    The attributions sum to the difference in the label's log odds, log(p / (1 - p)) for its probability p, between the
+    text and a baseline of padding tokens of the same length (Sundararajan, Taly and Yan 2017, arXiv:1703.01365):
+    gradient times input, with the gradient averaged along the straight line from the embeddings of the baseline to
+    those of the text. Attributions from the gradient at the text alone (Simonyan et al. 2013, arXiv:1312.6034;
+    Shrikumar et al. 2016, arXiv:1605.01713) have no such sum, and are almost 0 wherever the model is confident.
 
     Args:
         model: any sequence classifier that takes `inputs_embeds` and has at least two labels.
-        tokenizer: special tokens that it adds by itself belong to both texts and have attribution 0.
+        tokenizer: the special tokens that it adds are part of the text and of the baseline; their attribution is 0.
         label: name or id; by default the label that the model predicts.
 
-    Returns the text in tokens, those that make up one character joined, each with its attribution (a float).
+    Returns pairs of a token's text and its attribution (a float). Tokens that form one character are joined.
 
     Raises ValueError for an empty text, one that `check_text` refuses or longer than the model's positions, a model
     with one label, an unknown label, and a tokenizer without padding and end-of-text token.
@@ -62,10 +63,10 @@ def attribution_steps(
     label: str | int | None = None,
     max_points: int | None = None,
 ) -> Iterator[list[tuple[str, float]]]:
-    """`token_attributions` in steps of at most TOKENS_AT_ONCE tokens, for a caller that shows progress or may stop.
+    """`token_attributions` in steps of at most TOKENS_AT_ONCE tokens, for callers that show progress or may stop.
 
-    Yields the best estimate so far after each step (an empty list before the first one); the last is the result.
-    `max_points` (by default MAX_POINTS) bounds the work: after that many points the line is not divided further.
+    Yields the current estimate after each step (an empty list before the first one); the last one is the result.
+    `max_points` (by default MAX_POINTS) limits the work: after that many points, the line is not divided further.
     """
     # The ids that `encode_texts` gives, and which of them the tokenizer has added.
     options = {"split_special_tokens": True, "return_special_tokens_mask": True, "verbose": False}
@@ -116,9 +117,9 @@ def mean_gradient(
 ) -> Iterator[torch.Tensor | None]:
     """Gradient (T, C) of the label's log odds over the embeddings, averaged over the line from `start` to `end`.
 
-    A classifier may change its decision within a small part of the line. So the line is divided into parts, and a part
-    is halved until its gradients account for the difference of the log odds between its ends. Yields the estimate so
-    far after every step (None in the first round); the last one is the result.
+    A classifier may change its decision within a small part of the line. Therefore the line is divided into parts, and
+    each part is halved until its gradients account for the difference of the log odds between its ends. Yields the
+    current estimate after every step (None in the first round); the last one is the result.
     """
     points, weights = (torch.tensor(numbers) / 2 for numbers in np.polynomial.legendre.leggauss(POINTS))
     lefts, width = torch.arange(PARTS) / PARTS, 1 / PARTS  # where the parts begin, (P,), and their length
@@ -175,7 +176,7 @@ def log_odds(logits: torch.Tensor, label: int) -> torch.Tensor:
 
 
 def join_characters(tokenizer, ids: list[int], attributions: list[float]) -> list[tuple[str, float]]:
-    """Tokens as text. A character that is not ASCII may be several tokens, none of which is text by itself."""
+    """Tokens as text. A non-ASCII character can consist of several tokens, none of which is text on its own."""
     joined: list[tuple[str, float]] = []
     begun: list[int] = []
     total = 0.0
@@ -189,7 +190,7 @@ def join_characters(tokenizer, ids: list[int], attributions: list[float]) -> lis
 
 
 def as_written(text: str, pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """The pieces with the capitals of `text`, where the tokenizer reads them as small letters."""
+    """The pieces with the upper-case letters of `text`, if the tokenizer lower-cases its input."""
     joined = "".join(piece for piece, _ in pieces)
     if joined != text.lower() or len(joined) != len(text):
         return pieces
@@ -199,10 +200,11 @@ def as_written(text: str, pieces: list[tuple[str, float]]) -> list[tuple[str, fl
 
 @torch.no_grad()
 def attention_maps(model: ScratchGPT2ForCausalLM, input_ids: torch.LongTensor, layer: int) -> torch.Tensor:
-    """Where the heads of one layer look: (H, T, T) in float32, row t the weights of position t, which sum to 1.
+    """The attention weights of all heads of one layer: (H, T, T) in float32. Row t contains the weights of position t,
+    which sum to 1.
 
-    Computed again from what goes into the layer, since the fast attention functions do not keep their weights. One
-    layer at a time bounds the memory: 50 MB for 1,024 tokens and 12 heads, where all layers of GPT-2 take 600 MB.
+    They are recomputed from the input of the layer, because the fast attention functions do not return their weights.
+    One layer at a time limits the memory: 50 MB for 1,024 tokens and 12 heads; all layers of GPT-2 take 600 MB.
 
     Args:
         layer: from 0 to n_layer - 1.
@@ -215,17 +217,18 @@ def attention_maps(model: ScratchGPT2ForCausalLM, input_ids: torch.LongTensor, l
     hidden_states = block.attn_norm(residual_stream(model, input_ids)[layer])  # (1, T, C)
     query = block.attn.split_heads(block.attn.q_proj(hidden_states))  # (1, T, C) -> (1, H, T, D)
     key = block.attn.split_heads(block.attn.k_proj(hidden_states))
-    _, weights = eager_attention_forward(block.attn, query, key, key, causal_mask(hidden_states), block.attn.scaling)
+    mask = additive_mask(hidden_states)
+    _, weights = eager_attention_forward(block.attn, query, key, key, mask, block.attn.scaling)
     return weights[0].float()
 
 
 @torch.no_grad()
 def head_ablations(model: ScratchGPT2ForCausalLM, input_ids: torch.LongTensor, layer: int) -> torch.Tensor:
-    """The next token's probabilities without each head of one layer: (H + 1, V) in float32, first with all heads, then
-    without head 0, without head 1, and so on.
+    """Probabilities of the next token when single heads of one layer are removed: (H + 1, V) in float32. Row 0 is
+    computed with all heads, row h + 1 without head h.
 
-    A head adds its own part to the sum that the layer passes on (Elhage et al. 2021, "A mathematical framework for
-    transformer circuits"); without it, that part is missing, and all layers behind compute with what remains.
+    The output of an attention layer is a sum with one term for each head (Elhage et al. 2021, "A mathematical
+    framework for transformer circuits"). Removing a head removes its term from the stream that later layers read.
 
     Raises ValueError for a layer that the model does not have.
     """
@@ -239,7 +242,7 @@ def head_ablations(model: ScratchGPT2ForCausalLM, input_ids: torch.LongTensor, l
     attended = states + parts.sum(0) + block.attn.out_proj.bias
     states = torch.cat((attended, attended - parts))  # (H + 1, T, C)
     states = states + block.mlp(block.mlp_norm(states))
-    mask = causal_mask(states)
+    mask = additive_mask(states)
     for later in model.model.layers[layer + 1 :]:
         states = later(states, mask)
     return model.lm_head(model.model.norm(states[:, -1])).float().softmax(-1)
@@ -249,11 +252,11 @@ def head_ablations(model: ScratchGPT2ForCausalLM, input_ids: torch.LongTensor, l
 def activation_patching(
     model: ScratchGPT2ForCausalLM, clean_ids: torch.LongTensor, corrupted_ids: torch.LongTensor
 ) -> torch.Tensor:
-    """Where the model keeps what distinguishes two texts of equal length (Meng et al. 2022, "Locating and Editing
-    Factual Associations in GPT", section 2).
+    """Find the layers and positions that carry the difference between two texts of equal length (Meng et al. 2022,
+    "Locating and Editing Factual Associations in GPT", section 2).
 
-    Returns the next token's probabilities after the corrupted text, (n_layer, T, V) in float32: entry [l, t] is
-    computed with the input of layer l at position t taken from the clean text.
+    Returns the probabilities of the next token after the corrupted text, (n_layer, T, V) in float32. For entry [l, t],
+    the input of layer l at position t is replaced by that of the clean text.
 
     Raises ValueError for texts of different lengths.
     """
@@ -265,28 +268,29 @@ def activation_patching(
     for number in range(model.config.n_layer):
         states = corrupted[number].repeat(len(positions), 1, 1)  # (T, T, C): row t is patched at position t
         states[positions, positions] = clean[number][0]
-        mask = causal_mask(states)
+        mask = additive_mask(states)
         for layer in model.model.layers[number:]:
             states = layer(states, mask)
         results.append(model.lm_head(model.model.norm(states[:, -1])).float().softmax(-1))
     return torch.stack(results)
 
 
-def causal_mask(states: torch.Tensor) -> torch.Tensor:
-    """(1, 1, T, T), added to the scores: hides what comes later."""
-    length = states.shape[1]
-    return states.new_full((1, 1, length, length), torch.finfo(states.dtype).min).triu(1)
+def additive_mask(states: torch.Tensor) -> torch.Tensor:
+    """The causal mask of `states` (B, T, C) as numbers to add to the scores: (1, 1, T, T)."""
+    allowed = causal_mask(states.shape[1]).to(states.device)
+    mask = states.new_zeros(allowed.shape).masked_fill(~allowed, torch.finfo(states.dtype).min)
+    return mask[None, None]
 
 
 @torch.no_grad()
 def logit_lens(
     model: ScratchGPT2ForCausalLM, input_ids: torch.LongTensor, top_k: int = 1
 ) -> tuple[torch.Tensor, torch.LongTensor]:
-    """What the model would say next if it ended after the embeddings, after the first layer, and so on: the final norm
-    and the output layer on every state in between (nostalgebraist 2020, "interpreting GPT: the logit lens").
+    """The prediction after the embeddings and after each layer: the final norm and the output layer, applied to the
+    residual stream (nostalgebraist 2020, "interpreting GPT: the logit lens").
 
-    Returns probabilities and ids of the `top_k` likeliest tokens, both (n_layer + 1, T, top_k), the likeliest first;
-    the last row is the model's own answer.
+    Returns probabilities and ids of the `top_k` most probable tokens in descending order, both
+    (n_layer + 1, T, top_k). The last entry is the prediction of the whole model.
     """
     states = residual_stream(model, input_ids)
     normed = [model.model.norm(state[0]) for state in states[:-1]] + [states[-1][0]]  # (n_layer + 1) times (T, C)
@@ -299,10 +303,10 @@ def logit_lens(
 def token_probabilities(
     model: ScratchGPT2ForCausalLM, input_ids: torch.LongTensor, top_k: int = 5
 ) -> tuple[torch.Tensor, torch.Tensor, torch.LongTensor]:
-    """How probable each token of a text was after the ones before it, and what would have been likelier.
+    """The probability of each token of a text given the tokens before it, and the most probable alternatives.
 
-    Returns the probabilities (T - 1,) of tokens 1 to T - 1, then probabilities and ids (T - 1, top_k) of the likeliest
-    tokens in their places.
+    Returns the probabilities (T - 1,) of tokens 1 to T - 1, then the probabilities and ids (T - 1, top_k) of the most
+    probable tokens at these positions.
     """
     states = model.model(input_ids, use_cache=False).last_hidden_state[0, :-1]  # (T - 1, C)
     of_text = [
@@ -313,12 +317,12 @@ def token_probabilities(
 
 
 def residual_stream(model: ScratchGPT2ForCausalLM, input_ids: torch.LongTensor) -> tuple[torch.Tensor, ...]:
-    """(n_layer + 1) times (1, T, C): what goes into each layer, and what leaves the final norm."""
+    """(n_layer + 1) times (1, T, C): the input of each layer, and the output of the final norm."""
     return model.model(input_ids, use_cache=False, output_hidden_states=True).hidden_states
 
 
 def most_probable(model, states: torch.Tensor, top_k: int) -> tuple[torch.Tensor, torch.LongTensor]:
-    """Normalised states (T, C) -> probabilities and ids (T, top_k). Raises ValueError for a `top_k` out of range."""
+    """Normalized states (T, C) -> probabilities and ids (T, top_k). Raises ValueError for a `top_k` out of range."""
     if not 1 <= top_k <= model.config.vocab_size:
         raise ValueError(f"top_k is {top_k} but must lie between 1 and {model.config.vocab_size}, the vocabulary.")
     pairs = [model.lm_head(some).float().softmax(-1).topk(top_k) for some in states.split(LOGITS_AT_ONCE)]
@@ -333,7 +337,7 @@ def cache_bytes(past_key_values: Cache) -> int:
 
 
 def show_token(tokenizer: PreTrainedTokenizerBase, token_id: int) -> str:
-    """One token for the eye: spaces and line breaks as signs, bytes that are no whole character in hexadecimal."""
+    """A printable form of one token: spaces and line breaks as symbols, incomplete characters as hexadecimal bytes."""
     text = tokenizer.decode([token_id], clean_up_tokenization_spaces=False)
     if "\ufffd" in text:
         spelled = tokenizer.convert_ids_to_tokens(token_id)

@@ -1,24 +1,25 @@
 """GPT-2, from the attention of one head to the language model. Read it from top to bottom.
 
-A GPT-2 turns token ids into one vector per position, lets every block add to these vectors, and reads the next token
-off the last one:
+GPT-2 turns token ids into one vector per position, lets every block add to these vectors, and predicts from the vector
+of each position the token that comes next:
 
     x = embed_tokens(ids) + embed_positions(0, 1, 2, ...)
     for block in layers:
         x = x + attn(attn_norm(x))      # positions exchange information
-        x = x + mlp(mlp_norm(x))        # each position is transformed by itself
+        x = x + mlp(mlp_norm(x))        # each position is transformed independently
     logits = lm_head(norm(x))
 
-The functions come first, as in a textbook. Then come the modules, the network and the language model, which call fused
-kernels for the same functions; `tests/test_modeling.py` compares both. What follows them checks and prepares the
-input: skip it on a first reading.
+The file starts with plain functions, as in a textbook: layer norm, GELU, the causal mask, and attention with one head
+and with many. The modules, the network and the language model follow. They call fused kernels that compute the same;
+`tests/test_modeling.py` compares both. The functions at the end check and prepare the input: skip them on a first
+reading.
 
 Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners" (GPT-2), section 2.3;
 Radford et al. 2018 (GPT), section 3; Vaswani et al. 2017, "Attention Is All You Need", section 3.
-`reference.py` in the project's repository computes the same in plain tensor arithmetic.
+`reference.py` in the project's repository computes the same network in plain tensor arithmetic.
 
-Letters in shapes: B rows, T positions, S positions including the cached ones, C = n_embd, H = n_head,
-D = C / H, V = vocab_size.
+Letters in shapes: B batch size, T sequence length, S sequence length including the cached positions, C = n_embd,
+H = n_head, D = C / H, V = vocab_size.
 """
 
 import math
@@ -44,25 +45,27 @@ from .linear_cross_entropy import cast_for_autocast, label_count, linear_cross_e
 
 
 def layer_norm(x, weight, bias, epsilon=1e-5):
-    """Layer normalization (Ba et al. 2016): (..., C) -> (..., C), what `nn.LayerNorm` computes in one kernel.
+    """Layer normalization (Ba et al. 2016): (..., C) -> (..., C). `nn.LayerNorm` computes the same in one kernel.
 
-    Every vector gets mean 0 and variance 1, so that a layer reads numbers of the same size at any depth; `weight` and
-    `bias` (C,) then scale and shift each channel as training likes. `epsilon` keeps a constant vector from 0 / 0.
+    Each vector is normalized to mean 0 and variance 1, so that the inputs of a layer have the same scale at any depth.
+    The learned `weight` and `bias` (C,) then scale and shift each channel. `epsilon` avoids a division by zero for
+    constant vectors.
     """
-    centred = x - x.mean(dim=-1, keepdim=True)  # (..., C)
-    variance = centred.square().mean(dim=-1, keepdim=True)  # (..., 1), divided by C and not by C - 1
-    return centred / torch.sqrt(variance + epsilon) * weight + bias
+    centered = x - x.mean(dim=-1, keepdim=True)  # (..., C)
+    variance = centered.square().mean(dim=-1, keepdim=True)  # (..., 1), the mean over C channels, not C - 1
+    return centered / torch.sqrt(variance + epsilon) * weight + bias
 
 
 def gelu(x):
-    """x times the probability that a standard normal number is below x: a smooth gate that lets large x pass and
-    closes below zero. OpenAI trained with this tanh approximation (Hendrycks & Gimpel 2016, section 2)."""
+    """x times the probability that a standard normal variable is below x: a smooth version of ReLU, which passes large
+    positive x unchanged and maps large negative x to almost 0. OpenAI trained GPT-2 with this tanh approximation
+    (Hendrycks & Gimpel 2016, section 2)."""
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def causal_mask(length: int) -> torch.Tensor:
-    """(T, T), true where the position of the row may attend to the position of the column: no later one, because the
-    next token is what the model has to predict.
+    """(T, T), true where the position of the row may attend to the position of the column. It may not attend to later
+    positions, because the model has to predict the tokens there.
 
     >>> causal_mask(4).int()
     tensor([[1, 0, 0, 0],
@@ -76,12 +79,14 @@ def causal_mask(length: int) -> torch.Tensor:
 def one_head(query, key, value):
     """Causal attention of one head over one text (Vaswani et al. 2017, section 3.2.1): 3 * (T, D) -> (T, D).
 
-    Each position asks with its query, and each answers with its key; the product is the score of the pair. The softmax
-    turns the scores of a position into weights that sum to 1, and its output is the weighted mean of the values.
+    The score of a pair of positions is the dot product of the query of one position ("what am I looking for?") and the
+    key of the other ("what do I contain?"). The softmax turns the scores of a position into weights that sum to 1. The
+    output of the position is the average of the values, with these weights.
 
     Why divide by the square root of D? A score is a sum of D products. If the entries of query and key are independent
-    with mean 0 and variance 1, each product has variance 1, so their sum has variance D. Divided by the square root of
-    D, a score has variance 1 for any D. Larger scores would make the softmax nearly one-hot and its gradient vanish.
+    with mean 0 and variance 1, each product has variance 1, and their sum has variance D. After the division by the
+    square root of D, a score has variance 1 for any D. Larger scores would make the softmax nearly one-hot, and its
+    gradient would vanish.
     """
     scores = query @ key.T / math.sqrt(query.shape[-1])  # (T, D) @ (D, T) -> (T, T)
     scores = scores.masked_fill(~causal_mask(len(query)), -math.inf)  # a weight of 0 after the softmax
@@ -90,12 +95,13 @@ def one_head(query, key, value):
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
-    """From one head to many: the same four lines for all H heads of all B rows at once, which `@` multiplies in
-    parallel. Each head has D of the C channels, so H heads cost as much as one of width C, and each can attend to
-    other positions.
+    """From one head to many: the same four lines for all H heads of all B rows. `@` multiplies the last two dimensions
+    and treats the others as a batch, so all heads are computed in parallel. Each head has D of the C channels. Thus H
+    heads cost as much as one head of width C, but each of them can attend to different positions.
 
-    `attention_mask` (B, 1, T, S) is added to the scores: 0 where a query may attend, a large negative number
-    elsewhere. The library's faster functions (sdpa, flash, flex) take the same arguments.
+    `attention_mask` (B, 1, T, S) contains the causal mask and the padding. It is added to the scores: 0 where a query
+    may attend, a large negative number elsewhere. The faster attention functions of transformers (sdpa, flash, flex)
+    take the same arguments.
     """
     scores = query @ key.transpose(-1, -2) * scaling  # (B, H, T, D) @ (B, H, D, S) -> (B, H, T, S)
     if attention_mask is not None:
@@ -109,7 +115,7 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 class ScratchGPT2Attention(nn.Module):
     """Causal multi-head self-attention: each position gathers information from itself and the positions before it.
 
-    Three matrices turn the stream into what a position asks, answers and passes on; a fourth mixes the heads' outputs.
+    Three matrices project the residual stream to queries, keys and values. A fourth one combines the heads' outputs.
     """
 
     def __init__(self, config: ScratchGPT2Config, layer_idx: int):
@@ -146,21 +152,21 @@ class ScratchGPT2Attention(nn.Module):
         return self.resid_dropout(output), weights
 
     def split_heads(self, projected):
-        """A vector of width D for every head: (B, T, C) -> (B, H, T, D)."""
+        """Split C channels into H heads of width D: (B, T, C) -> (B, H, T, D)."""
         return projected.view(*projected.shape[:-1], -1, self.head_dim).transpose(1, 2)
 
 
 class ScratchGPT2MLP(nn.Module):
-    """Position-wise feed-forward network: a wider layer, a nonlinearity, and back to the width of the stream.
+    """Position-wise feed-forward network: up to a wider layer, a nonlinearity, and back to the width of the stream.
 
-    Why 4C? It is the ratio of Vaswani et al. 2017 (section 3.3), a habit and not a law: the two matrices then hold
-    8 C^2 of a block's 12 C^2 weights, and the loss depends little on the ratio (Kaplan et al. 2020, figure 5).
+    Why 4C? It is the ratio of Vaswani et al. 2017 (section 3.3), a convention rather than a law: the two matrices then
+    have 8 C^2 of a block's 12 C^2 weights, and the loss depends little on the ratio (Kaplan et al. 2020, figure 5).
     """
 
     def __init__(self, config: ScratchGPT2Config):
         super().__init__()
         self.up_proj = nn.Linear(config.n_embd, config.inner_width)
-        # The library's "gelu_new" is `gelu` above in many small operations, "gelu_pytorch_tanh" in one kernel.
+        # transformers' "gelu_new" computes `gelu` above in many small operations, "gelu_pytorch_tanh" in one kernel.
         fused = "gelu_pytorch_tanh" if config.activation_function == "gelu_new" else config.activation_function
         self.act = ACT2FN[fused]
         self.down_proj = nn.Linear(config.inner_width, config.n_embd)
@@ -175,12 +181,13 @@ class ScratchGPT2MLP(nn.Module):
 class ScratchGPT2Block(GradientCheckpointingLayer):
     """One block: attention and the feed-forward network, each of which adds to the residual stream.
 
-    Why a residual stream? `x + f(x)` passes x on unchanged, and with it the gradient, so the first block learns as
-    well as the last one (He et al. 2016). A sub-layer only has to learn what to add.
+    Why a residual stream? `x + f(x)` passes x on unchanged, and the gradient flows back through the sum unchanged as
+    well. Therefore the first block learns as well as the last one (He et al. 2016), and a sub-layer only has to learn
+    what to add.
 
-    Why pre-norm? The norm stands before the sub-layer, inside of f, and nothing stands on the stream itself. With the
-    norm behind the sum, as in Vaswani et al. 2017, the first gradients are large near the output, and training needs
-    a warm-up of the learning rate (Xiong et al. 2020).
+    Why pre-norm? The norm is applied to the input of each sub-layer, so the stream itself is never normalized between
+    blocks. If the norm is applied after the sum, as in Vaswani et al. 2017, the gradients near the output are large at
+    initialization, and training needs a learning rate warm-up (Xiong et al. 2020).
     """
 
     def __init__(self, config: ScratchGPT2Config, layer_idx: int):
@@ -202,7 +209,7 @@ class ScratchGPT2Block(GradientCheckpointingLayer):
 
 
 class ScratchGPT2PreTrainedModel(CheckpointReader, PreTrainedModel):
-    """Base class of the network and its heads: initialization, and the features that the library supports."""
+    """Base class of the network and its heads: initialization, and the features of transformers that they support."""
 
     config: ScratchGPT2Config
     base_model_prefix = "model"
@@ -223,7 +230,11 @@ class ScratchGPT2PreTrainedModel(CheckpointReader, PreTrainedModel):
 
 
 class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
-    """The network without a head: token ids in, one vector per position out."""
+    """The network without a head: token ids in, one vector per position out.
+
+    Why position embeddings? Attention alone does not depend on the order of the earlier tokens: the same keys and
+    values in another order give the same weighted average. A learned vector for each position makes the order visible.
+    """
 
     def __init__(self, config: ScratchGPT2Config):
         super().__init__(config)
@@ -251,18 +262,18 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
             input_ids: (B, T) token ids.
             attention_mask: (B, S) with 1 for tokens and 0 for padding, on either side; S includes the cached
                 positions. Or a complete (B, 1, T, S) mask.
-            position_ids: (B, T). By default they count the tokens that `attention_mask` shows, so left padding
-                changes nothing. Documents packed into one row do not attend to each other when `position_ids` restart
-                at 0 with each of them and there is no `attention_mask`. With a mask, the row is one document.
-            past_key_values: keys and values of earlier positions. transformers 5.24 calls this `cache`, which every
-                version may.
+            position_ids: (B, T). By default they follow `attention_mask`, so left padding changes nothing. Documents
+                packed into one row do not attend to each other if `position_ids` restart at 0 for each document and
+                there is no `attention_mask`. With a mask, the row is one document.
+            past_key_values: keys and values of earlier positions. `cache`, the name in transformers 5.24, is accepted
+                with every version.
             inputs_embeds: (B, T, C) instead of `input_ids`.
-            token_type_ids: (B, T); the token embedding of each is added.
-            use_cache: return `past_key_values`; by default `config.use_cache`, but not in training.
+            token_type_ids: (B, T); their token embeddings are added, as in transformers' GPT-2.
+            use_cache: return `past_key_values`; by default `config.use_cache`, but False in training.
 
         Returns:
-            `last_hidden_state` (B, T, C) and, where asked for, `past_key_values`, `hidden_states` (n_layer + 1 times
-            (B, T, C); the last is normalised) and `attentions` (n_layer times (B, H, T, S), eager attention only).
+            `last_hidden_state` (B, T, C) and, if requested, `past_key_values`, `hidden_states` (n_layer + 1 times
+            (B, T, C); the last is normalized) and `attentions` (n_layer times (B, H, T, S), eager attention only).
 
         Raises:
             ValueError: both or neither of `input_ids` and `inputs_embeds`, no rows or tokens, a sequence longer than
@@ -309,11 +320,11 @@ class ScratchGPT2Model(ScratchGPT2PreTrainedModel):
 
 
 class ScratchGPT2ForCausalLM(ScratchGPT2PreTrainedModel, GenerationMixin):
-    """The language model: the network, and a score for each token of the vocabulary.
+    """The language model: the network, and one score (logit) for each token of the vocabulary.
 
-    Why tie the output layer to the token embedding? Both hold one vector per token: what the token says when it is
-    read, and what the stream has to look like to predict it. One matrix for both saves V * C weights (38.6 of 163
-    million for GPT-2 small), and rare tokens learn from every prediction too (Press & Wolf 2017).
+    Why tie the output layer to the token embedding? Both have one vector per token: the embedding of the token as an
+    input, and the direction of the stream that predicts it as the next token. Sharing one matrix saves V * C weights
+    (38.6 of 163 million for GPT-2 small), and rare tokens get a gradient from every prediction (Press & Wolf 2017).
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
@@ -343,11 +354,12 @@ class ScratchGPT2ForCausalLM(ScratchGPT2PreTrainedModel, GenerationMixin):
         """Arguments as for `ScratchGPT2Model.forward`, and
 
         Args:
-            labels: (B, T) token ids, shifted inside: usually `input_ids` itself, with -100 where nothing is learned.
-            logits_to_keep: return logits for the last N positions only (0: all), or for the given ones. Every label
-                counts in the loss, whichever logits are returned.
-            skip_logits: compute the loss without the (B, T, V) logits, which are then `None` in the output. By default
-                this is done where the caller reads the loss alone: in training with `input_ids`, `labels` and
+            labels: (B, T) token ids, usually `input_ids` itself, with -100 for positions without a loss. They are
+                shifted by one position in the loss.
+            logits_to_keep: return logits for the last N positions only (0: all), or for the given positions. All
+                labels count in the loss regardless.
+            skip_logits: compute the loss without the (B, T, V) logits, and return `None` for them. By default, this is
+                done if the caller only reads the loss: in training with `input_ids`, `labels` and
                 `num_items_in_batch`, which is how transformers' Trainer calls a model.
 
         Returns `loss`, a float32 scalar (mean over the labelled positions, or their sum over `num_items_in_batch`),
@@ -358,7 +370,7 @@ class ScratchGPT2ForCausalLM(ScratchGPT2PreTrainedModel, GenerationMixin):
         outputs = self.model(*inputs, **kwargs)
         hidden_states = outputs.last_hidden_state  # (B, T, C)
 
-        # Who embeds the tokens itself, like PEFT's prompt methods, may compute its own loss from the logits.
+        # Callers that pass inputs_embeds, such as PEFT's prompt methods, may compute their own loss from the logits.
         only_loss = self.training and input_ids is not None and kwargs.get("num_items_in_batch") is not None
         if skip_logits is not None:
             only_loss = skip_logits
@@ -374,14 +386,14 @@ class ScratchGPT2ForCausalLM(ScratchGPT2PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss, logits, cache_of(outputs), outputs.hidden_states, outputs.attentions)
 
     def next_token_loss(self, logits, labels, **kwargs):
-        """The library's loss, except that a batch without labels has the loss 0 and not 0 / 0."""
+        """transformers' loss, except that a batch without labels has the loss 0 and not 0 / 0."""
         if self.loss_function is ForCausalLMLoss:
             kwargs["num_items_in_batch"] = label_count(labels, **kwargs)
         return self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
 
 
 def cache_of(outputs) -> Cache | None:
-    """Keys and values in a model's output, called `cache` since transformers 5.24, `past_key_values` before."""
+    """Keys and values in a model's output, called `cache` since transformers 5.24 and `past_key_values` before."""
     return outputs.cache if hasattr(outputs, "cache") else outputs.past_key_values
 
 
@@ -397,12 +409,12 @@ def keep_positions(states, logits_to_keep: int | torch.Tensor):
     return states[:, logits_to_keep]
 
 
-# Arguments of transformers' GPT-2, in this version or an earlier one, that would change what it computes.
+# Arguments of transformers' GPT-2, in this version or an earlier one, that would change the result.
 NOT_IMPLEMENTED = ("encoder_hidden_states", "encoder_attention_mask", "head_mask")
 
 
 def check_arguments(input_ids, inputs_embeds, kwargs: dict) -> None:
-    """Raise for both or neither kind of input, and for what transformers' GPT-2 would not ignore either."""
+    """Raise unless there is exactly one input, and for unsupported arguments of transformers' GPT-2."""
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Give exactly one of input_ids and inputs_embeds.")
     for name in NOT_IMPLEMENTED:
@@ -411,8 +423,8 @@ def check_arguments(input_ids, inputs_embeds, kwargs: dict) -> None:
 
 
 def check_length(n_positions, inputs_embeds, past_length, packed_positions: torch.LongTensor | None) -> None:
-    """Raise for empty input and for more than `n_positions`, which would end in an index error, or in a GPU's
-    assertion."""
+    """Raise for empty input and for more than `n_positions` positions, which would otherwise end in an IndexError, or
+    in a device-side assertion on a GPU."""
     batch, length = inputs_embeds.shape[:2]
     if batch == 0 or length == 0:
         raise ValueError(f"The input is empty: {batch} rows of {length} tokens; give at least one of each.")
@@ -431,19 +443,19 @@ def check_length(n_positions, inputs_embeds, past_length, packed_positions: torc
 
 
 def can_be_read(number) -> bool:
-    """Whether Python may look at the number: neither while a graph is compiled nor on the meta device."""
+    """Whether the value is available to Python: not while a graph is compiled, and not on the meta device."""
     return not torch.is_tensor(number) or not (torch.compiler.is_compiling() or number.is_meta)
 
 
 def read_number(number):
-    """A number that a static cache counts on the device, where it can be read. A graph's symbol stays one: `int` would
-    fix it to the value of the example."""
+    """A number that a static cache counts on the device, as an int if it can be read. A symbol of a graph remains one:
+    `int` would replace it by the value of the example."""
     return int(number) if torch.is_tensor(number) and can_be_read(number) else number
 
 
 def check_mask(attention_mask, inputs_embeds, past_length, past_key_values: Cache | None) -> None:
-    """Raise for a mask that does not have one column for each cached and each new position: the library would take
-    missing columns for padding."""
+    """Raise for a mask that does not have one column for each cached and each new position: transformers would treat
+    missing columns as padding."""
     if not torch.is_tensor(attention_mask) or attention_mask.ndim == 4:  # finished
         return
     batch, length = inputs_embeds.shape[:2]
@@ -463,7 +475,7 @@ def check_mask(attention_mask, inputs_embeds, past_length, past_key_values: Cach
 
 
 def count_positions(inputs_embeds, attention_mask, past_length):
-    """Positions of the new tokens: 0, 1, 2, ... over what the mask shows."""
+    """Positions of the new tokens: 0, 1, 2, ... for the tokens that the mask does not mask out."""
     new = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past_length  # (T,)
     if attention_mask is None or attention_mask.ndim != 2:
         return new.unsqueeze(0)
@@ -471,7 +483,7 @@ def count_positions(inputs_embeds, attention_mask, past_length):
 
 
 def look_up(embedding: nn.Embedding, ids: torch.LongTensor, meaning: str) -> torch.Tensor:
-    """Rows `ids` of an embedding, with a better error than PyTorch's "index out of range in self" on a CPU."""
+    """Rows `ids` of an embedding, with a clearer error than PyTorch's "index out of range in self" on a CPU."""
     try:
         return embedding(ids)
     except IndexError:
@@ -482,8 +494,8 @@ def look_up(embedding: nn.Embedding, ids: torch.LongTensor, meaning: str) -> tor
 
 
 def __getattr__(name: str):
-    """The other heads have a file of their own; checkpoints of version 0.1 look for them here. Naming that file also
-    makes `save_pretrained` copy it beside this one."""
+    """The other heads, which checkpoints of early versions look for here. The import also makes `save_pretrained` copy
+    their file."""
     if name.startswith("ScratchGPT2"):
         from .heads_scratch_gpt2 import HEADS
 

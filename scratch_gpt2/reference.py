@@ -4,8 +4,8 @@
 
 prints the shape of every intermediate tensor, the loss of the text and a continuation.
 
-No modules, no masks to pass, no cache, no dropout: a dict of weights, under the network's own names, and token ids.
-Letters in shapes: B rows, T positions, C = n_embd, H = n_head, D = C / H, V = vocab_size.
+There are no modules, no padding, no cache and no dropout: only token ids, and a dict of weights with the names of the
+network. Letters in shapes: B batch size, T sequence length, C = n_embd, H = n_head, D = C / H, V = vocab_size.
 """
 
 import math
@@ -19,7 +19,7 @@ Watch = Callable[[str, torch.Tensor], object]  # called with the name and the va
 
 
 def ignore(name: str, tensor: torch.Tensor) -> None:
-    """Watch nothing."""
+    """The default for `watch`."""
 
 
 def gpt2_logits(weights: Weights, input_ids: torch.LongTensor, n_head: int, watch: Watch = ignore) -> torch.Tensor:
@@ -45,7 +45,7 @@ def gpt2_logits(weights: Weights, input_ids: torch.LongTensor, n_head: int, watc
 def attention(w: Weights, x: torch.Tensor, n_head: int, watch: Watch = ignore) -> torch.Tensor:
     """Causal multi-head self-attention (Vaswani et al. 2017, section 3.2): (B, T, C) -> (B, T, C).
 
-    Every head has D of the C channels. The loop over the heads is what `modeling_scratch_gpt2.py` does in parallel.
+    Every head has D of the C channels. `modeling_scratch_gpt2.py` computes all heads in parallel instead of in a loop.
     """
     q, k, v = (linear(w, f"attn.{name}_proj", x).chunk(n_head, dim=-1) for name in "qkv")  # each H * (B, T, D)
     heads = [one_head(q[h], k[h], v[h], watch) for h in range(n_head)]  # H * (B, T, D)
@@ -55,7 +55,7 @@ def attention(w: Weights, x: torch.Tensor, n_head: int, watch: Watch = ignore) -
 
 
 def one_head(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, watch: Watch = ignore) -> torch.Tensor:
-    """Every position takes the weighted mean of the values up to its own: 3 * (B, T, D) -> (B, T, D)."""
+    """Each position averages the values up to its own position, with weights: 3 * (B, T, D) -> (B, T, D)."""
     T, D = q.shape[-2:]
     watch("queries of a head", q)
     scores = q @ k.transpose(1, 2) / math.sqrt(D)  # (B, T, D) @ (B, D, T) -> (B, T, T)
@@ -71,20 +71,20 @@ def linear(w: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
 
 
 def layer_norm(w: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
-    """Every vector to mean 0 and variance 1, then scaled and shifted (Ba et al. 2016): (..., C) -> (..., C)."""
-    centred = x - x.mean(dim=-1, keepdim=True)  # (..., C)
-    variance = centred.square().mean(dim=-1, keepdim=True)  # (..., 1)
-    return centred / torch.sqrt(variance + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]  # (..., C)
+    """Normalize each vector to mean 0 and variance 1, then scale and shift (Ba et al. 2016): (..., C) -> (..., C)."""
+    centered = x - x.mean(dim=-1, keepdim=True)  # (..., C)
+    variance = centered.square().mean(dim=-1, keepdim=True)  # (..., 1)
+    return centered / torch.sqrt(variance + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]  # (..., C)
 
 
 def gelu(x: torch.Tensor) -> torch.Tensor:
-    """x times the normal distribution function of x, by the tanh formula of Hendrycks & Gimpel 2016, section 2."""
+    """x times the standard normal distribution function of x, in the tanh approximation of Hendrycks & Gimpel 2016."""
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def next_token_loss(logits: torch.Tensor, input_ids: torch.LongTensor) -> torch.Tensor:
-    """Cross-entropy in nats, a scalar: position t predicts token t + 1, so the last logits and the first token drop
-    out. Mean of -log p(token) over (B, T - 1) tokens."""
+    """Cross-entropy in nats, a scalar: the mean of -log p(token) over (B, T - 1) tokens. Position t predicts token
+    t + 1, so the last logits and the first token are not used."""
     log_probabilities = logits[:, :-1].log_softmax(dim=-1)  # (B, T - 1, V)
     return -log_probabilities.gather(2, input_ids[:, 1:, None]).mean()  # (B, T - 1, 1) -> ()
 
@@ -92,16 +92,16 @@ def next_token_loss(logits: torch.Tensor, input_ids: torch.LongTensor) -> torch.
 def sample(
     weights: Weights, input_ids: torch.LongTensor, n_head: int, steps: int, temperature: float = 1.0, top_k: int = 50
 ) -> torch.LongTensor:
-    """`input_ids` (B, T) and `steps` more tokens, each drawn from the `top_k` likeliest: (B, T + steps).
+    """Extend `input_ids` (B, T) by `steps` tokens, each sampled from the `top_k` most probable: (B, T + steps).
 
-    Every step computes all positions again. A cache of keys and values would save that (`docs/inference.md`). A
-    temperature below 1 sharpens the distribution; `top_k=1` always takes the likeliest token.
+    A temperature below 1 sharpens the distribution; `top_k=1` always selects the most probable token. Every step
+    computes all positions again; a key-value cache would avoid that (`past_key_values` in `modeling_scratch_gpt2.py`).
     """
     for _ in range(steps):
         logits = gpt2_logits(weights, input_ids, n_head)[:, -1] / temperature  # (B, V)
-        likeliest, ids = logits.topk(min(top_k, logits.shape[-1]))  # (B, top_k) each
-        drawn = torch.multinomial(likeliest.softmax(dim=-1), 1)  # (B, 1), an index into `ids`
-        input_ids = torch.cat([input_ids, ids.gather(1, drawn)], dim=1)
+        top_logits, ids = logits.topk(min(top_k, logits.shape[-1]))  # (B, top_k) each
+        sampled = torch.multinomial(top_logits.softmax(dim=-1), 1)  # (B, 1), an index into `ids`
+        input_ids = torch.cat([input_ids, ids.gather(1, sampled)], dim=1)
     return input_ids
 
 

@@ -91,6 +91,9 @@ def vanishes(name, model):
 
 def assert_equal(reference, ours, inputs):
     found = errors(reference, ours, inputs)
+    gradients = max(error for name, error in found.items() if name.endswith(".grad"))
+    outputs = max(error for name, error in found.items() if not name.endswith(".grad"))
+    print(f"largest relative error: outputs and loss {outputs:.1e}, gradients {gradients:.1e}")  # shown by pytest -rP
     wrong = {name: error for name, error in found.items() if not error <= TOLERANCE}
     assert not wrong, wrong
 

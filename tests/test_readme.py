@@ -103,7 +103,7 @@ def test_make_runs_what_the_readme_says(workplace):
 
 
 def offline_commands():
-    return [line for line in commands(blocks("bash")) if not line.startswith("make ")]
+    return [line for line in commands(blocks("bash")) if not line.startswith(("make ", "source "))]
 
 
 def test_commands_in_their_order(workplace):
@@ -159,6 +159,7 @@ def test_the_readme_is_short():
 def test_links_lead_somewhere(name):
     """Files exist, and so do the headings that a link within the documents names."""
     targets = re.findall(r"\]\(([^)\s]+)\)", DOCUMENTS[name])
+    targets += re.findall(r'src(?:set)?="([^"]+)"', DOCUMENTS[name])
     assert targets or name == "docs/glossary.md"
     for target in targets:
         path, _, heading = target.partition("#")
@@ -181,6 +182,29 @@ def test_the_layout_exists():
     paths = re.findall(r"^\| `([\w/.]+)`", table, flags=re.MULTILINE)
     assert len(paths) >= 8
     assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
+def test_results_of_the_embedded_spam_filter():
+    """After new training, `space/checkpoints/spam/run.json` has the numbers that the README has to state."""
+    run = json.loads((ROOT / "space" / "checkpoints" / "spam" / "run.json").read_text(encoding="utf-8"))
+    ours, theirs = run["metrics"], run["compared"]["TF-IDF and logistic regression"]
+    accuracy, f1 = "sms_as_sent_accuracy", "sms_as_sent_f1"
+    stated = re.search(
+        r"accuracy of ([\d.]+) and an F1 score of ([\d.]+) on the 1,035 test\s+messages \(TF-IDF with logistic "
+        r"regression: ([\d.]+) and ([\d.]+)\)",
+        README,
+    )
+    expected = [f"{value:.3f}" for value in (ours[accuracy], ours[f1], theirs[accuracy], theirs[f1])]
+    assert list(stated.groups()) == expected
+
+
+def test_pictures_have_a_dark_version():
+    """Both versions of the diagram are drawn by the same code; see `docs/draw_architecture.py`."""
+    for name, folder in (("README.md", "docs/images/"), ("docs/architecture.md", "images/")):
+        assert (
+            f'<source media="(prefers-color-scheme: dark)" srcset="{folder}architecture-dark.png">' in DOCUMENTS[name]
+        )
+        assert f'<img src="{folder}architecture.png"' in DOCUMENTS[name]
 
 
 def test_parameter_counts_of_the_architecture_page():
