@@ -219,7 +219,7 @@ def check_index(index: str) -> None:
 
 def check_name(name: object, origin: str) -> None:
     if not isinstance(name, str) or name != os.path.basename(name) or "\\" in name or ".." in name:
-        raise ValueError(f"{origin} names {name!r} as a part of the weights, which is not a file beside it.")
+        raise ValueError(f"{origin} names {name!r} as a weight file, which is not a file in the same folder.")
 
 
 def load_pickle(file: str) -> dict:
@@ -242,7 +242,8 @@ def reading(file: str, *more_errors: type[Exception]):
         raise FileNotFoundError(f"{error.filename or file} is missing; the checkpoint is not complete.") from error
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{file} is damaged, or holds Python objects that could run code when loaded; ask for a safetensors file."
+            f"{file} is damaged, or contains Python objects that could run code when loaded; ask for a safetensors "
+            "file."
         ) from error
     except (*READ_ERRORS, *more_errors) as error:
         reason = str(error).strip().split("\n")[0]
@@ -320,7 +321,7 @@ def check_loaded(model, report: dict, origin: str) -> None:
         raise ValueError(f"The checkpoint {origin} lacks {listed(gaps)}; copy it again, or correct the configuration.")
     if surplus := sorted(name for name in report["unexpected_keys"] if re.match(r"(model\.)?layers\.\d+\.", name)):
         raise ValueError(
-            f"The checkpoint {origin} has tensors for which the network has no place: {listed(surplus)}; correct the "
+            f"The checkpoint {origin} has unexpected tensors: {listed(surplus)}; correct the "
             "configuration, which may describe too few blocks."
         )
 

@@ -101,7 +101,7 @@ def read_config(file: Path, parser: Parser) -> dict[str, Any]:
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"{file} is not a valid configuration file: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{file} must hold options and their values, such as `output_dir: runs/model`.")
+        raise ValueError(f"{file} must contain options and their values, such as `output_dir: runs/model`.")
     with_value = [action for action in parser._actions if action.dest != "config" and action.nargs != 0]
     actions = {option.lstrip("-"): action for action in with_value for option in action.option_strings}
     for name in values:

@@ -91,7 +91,7 @@ def read_model(name: str) -> ScratchGPT2ForCausalLM:
 def check_model(model: PreTrainedModel, dtype: str) -> None:
     """Raise ValueError for what llama.cpp's GPT-2 cannot compute."""
     if type(model).__name__ != ScratchGPT2ForCausalLM.__name__:
-        raise ValueError(f"{type(model).__name__} is not a ScratchGPT2ForCausalLM, the only class that GGUF can hold.")
+        raise ValueError(f"{type(model).__name__} cannot be exported to GGUF; give a ScratchGPT2ForCausalLM.")
     config = model.config
     if config.activation_function not in ACTIVATIONS:
         raise ValueError(
@@ -120,7 +120,8 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> dict
         )
     if len(tokenizer) > vocab_size:
         raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens but the model only {vocab_size}; is it another's?"
+            f"The tokenizer has {len(tokenizer)} tokens but the model only {vocab_size}; use the tokenizer that the "
+            "model was trained with."
         )
     return parts
 

@@ -489,7 +489,7 @@ def look_up(embedding: nn.Embedding, ids: torch.LongTensor, meaning: str) -> tor
     except IndexError:
         worst = ids.min() if ids.min() < 0 else ids.max()
         raise ValueError(
-            f"{meaning} {worst.item()} is out of range: this model knows 0 to {embedding.num_embeddings - 1}."
+            f"{meaning} {worst.item()} is out of range: valid values are 0 to {embedding.num_embeddings - 1}."
         ) from None
 
 

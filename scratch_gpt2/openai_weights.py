@@ -208,7 +208,7 @@ def to_own_state_dict(
         try:
             own_names, layout = to_own_names(gpt2_name)
         except KeyError:
-            raise ValueError(f"{origin}: unknown key {gpt2_name!r}, which is no part of GPT-2.") from None
+            raise ValueError(f"{origin}: unknown key {gpt2_name!r}, which is not part of GPT-2.") from None
         if layout == DROPPED:
             continue
         own_name = own_names[0]
@@ -262,7 +262,7 @@ def to_gpt2_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
         try:
             gpt2_name = to_gpt2_name(own_name)
         except KeyError:
-            raise ValueError(f"{own_name!r} is no part of GPT-2: merge adapters and do not quantize.") from None
+            raise ValueError(f"{own_name!r} is not part of GPT-2: merge adapters and do not quantize.") from None
         own_names, layout = to_own_names(gpt2_name)
         if not is_headless and own_name.startswith("model."):
             gpt2_name = f"transformer.{gpt2_name}"
@@ -369,7 +369,7 @@ def read_tensorflow(folder: str):
         import tensorflow as tf
     except ImportError as error:
         raise ImportError(
-            f"{folder} holds a TensorFlow checkpoint, which needs TensorFlow to read: pip install scratch_gpt2[tf]."
+            f"{folder} contains a TensorFlow checkpoint; install TensorFlow to load it: pip install scratch_gpt2[tf]."
         ) from error
     file = os.path.join(folder, "hparams.json")
     with reading(file), open(file, encoding="utf-8") as opened:
@@ -400,7 +400,7 @@ def read_nanogpt(file: str, vocab_size: int):
     """Configuration, tensors and options of nanoGPT's ckpt.pt (https://github.com/karpathy/nanoGPT, train.py)."""
     checkpoint = load_pickle(file)
     if not {"model", "model_args"} <= checkpoint.keys():
-        raise ValueError(f"{file} is not a checkpoint of nanoGPT, which holds 'model' and 'model_args'.")
+        raise ValueError(f"{file} is not a checkpoint of nanoGPT, which contains 'model' and 'model_args'.")
     args = dict(checkpoint["model_args"])
     has_bias, dropout = args.pop("bias", True), args.pop("dropout", 0.0)
     with reading(file):

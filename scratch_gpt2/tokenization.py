@@ -183,7 +183,7 @@ def _from_folder(folder: Path) -> PreTrainedTokenizerFast:
     except Exception as error:  # tokenizers raises a bare Exception for a file that it cannot parse
         raise ValueError(f"The tokenizer files in {str(folder)!r} cannot be read: {error}") from error
     raise FileNotFoundError(
-        f"Folder {str(folder)!r} holds no tokenizer: neither tokenizer.json, nor vocab.json with merges.txt, "
+        f"Folder {str(folder)!r} contains no tokenizer: neither tokenizer.json, nor vocab.json with merges.txt, "
         "nor encoder.json with vocab.bpe."
     )
 
@@ -206,7 +206,7 @@ def _complete(tokenizer: PreTrainedTokenizerFast, name: str) -> PreTrainedTokeni
     if tokenizer.eos_token is None and END_OF_TEXT in tokenizer.get_vocab():
         tokenizer.eos_token = END_OF_TEXT  # a tokenizer.json alone does not say what its tokens are for
     if tokenizer.eos_token is None:
-        raise ValueError(f"Tokenizer {name!r} has no eos token and no {END_OF_TEXT}, so texts could not end.")
+        raise ValueError(f"Tokenizer {name!r} has no eos token and no {END_OF_TEXT}, so texts cannot end.")
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     if tokenizer.model_max_length >= VERY_LARGE_INTEGER:

@@ -486,7 +486,7 @@ def test_nothing_is_overwritten_unasked(inputs, tmp_path):
     run(inputs, tmp_path, *options)
     (tmp_path / "adapter").mkdir()
     before = (tmp_path / "model.safetensors").read_bytes()
-    with pytest.raises(FileExistsError, match=r" holds a finished run .*--overwrite_output_dir"):
+    with pytest.raises(FileExistsError, match=r" contains a finished run .*--overwrite_output_dir"):
         run(inputs, tmp_path, *options, "--learning_rate", 0.5)
     for overwrite in ([], ["--overwrite_output_dir"]):
         with pytest.raises(ValueError, match=r"is an input of this run and would be overwritten"):

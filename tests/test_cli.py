@@ -224,7 +224,7 @@ class TestConfigFile:
             ("a.yaml", "rank: 2.5", r"a.yaml: rank is 2.5, which is not a valid int\.$"),
             ("a.yaml", "train: tail", r"a.yaml: train is 'tail'; choose from head, all\.$"),
             ("a.yaml", "lora: maybe", r"a.yaml: lora is 'maybe', which is not a valid bool\.$"),
-            ("a.yaml", "- lora", r"a.yaml must hold options and their values"),
+            ("a.yaml", "- lora", r"a.yaml must contain options and their values"),
             ("a.yaml", "a: b: c", r"a.yaml is not a valid configuration file"),
             ("a.json", "{", r"a.json is not a valid configuration file"),
         ],

@@ -264,15 +264,15 @@ def test_packed_rows_may_be_longer_than_their_documents(model):
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({"input_ids": torch.tensor([[5, 61]])}, "Token id 61 is out of range: this model knows 0 to 60."),
-        ({"input_ids": torch.tensor([[5, -1]])}, "Token id -1 is out of range: this model knows 0 to 60."),
+        ({"input_ids": torch.tensor([[5, 61]])}, "Token id 61 is out of range: valid values are 0 to 60."),
+        ({"input_ids": torch.tensor([[5, -1]])}, "Token id -1 is out of range: valid values are 0 to 60."),
         (
             {"input_ids": torch.tensor([[5, 6]]), "token_type_ids": torch.tensor([[0, 61]])},
-            "Token type id 61 is out of range: this model knows 0 to 60.",
+            "Token type id 61 is out of range: valid values are 0 to 60.",
         ),
         (
             {"input_ids": torch.tensor([[5, 6]]), "position_ids": torch.tensor([[31, 32]])},
-            "Position 32 is out of range: this model knows 0 to 31.",
+            "Position 32 is out of range: valid values are 0 to 31.",
         ),
         (
             {"input_ids": torch.tensor([[5, 6]]), "inputs_embeds": torch.zeros(1, 2, 24)},
@@ -289,7 +289,7 @@ def test_bad_input_gets_one_sentence(model, inputs, message):
 
 
 def test_generate_names_an_id_outside_the_vocabulary(model):
-    with pytest.raises(ValueError, match=r"^Token id 61 is out of range: this model knows 0 to 60\.$"):
+    with pytest.raises(ValueError, match=r"^Token id 61 is out of range: valid values are 0 to 60\.$"):
         generate(model, torch.tensor([[5, 61]]))
 
 

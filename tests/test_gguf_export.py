@@ -289,7 +289,11 @@ def test_modelfile(make_model, tokenizer, tmp_path):
             "q8_0",
             "q8_0 needs widths that are multiples of 32, but the model has 40: choose f16.",
         ),
-        ({"vocab_size": 289}, "f16", "The tokenizer has 290 tokens but the model only 289; is it another's?"),
+        (
+            {"vocab_size": 289},
+            "f16",
+            "The tokenizer has 290 tokens but the model only 289; use the tokenizer that the model was trained with.",
+        ),
         (
             {"eos_token_id": [1, 2, 3]},
             "f16",

@@ -335,8 +335,8 @@ GOOD = json.dumps(ROW).encode() + b"\n"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"holds no example; give HellaSwag's data as JSON lines"),
-        (b"\n\n", r"holds no example"),
+        (b"", r"contains no examples; give HellaSwag's data as JSON lines"),
+        (b"\n\n", r"contains no examples"),
         (GOOD + GOOD[:50], r"line 2 is not JSON: Expecting value"),
         (GOOD + b'{"ind": "\xff"}', r"rows.jsonl is not UTF-8 \(byte 0xff\)"),
         (b"[" * 100_000, r"line 1 is JSON that is nested too deeply"),
@@ -519,7 +519,7 @@ def test_script_ends_with_one_line_on_mistakes(model_folder, tmp_path, monkeypat
     good = write_rows(tmp_path / "good.jsonl", ROWS)
     empty = write_rows(tmp_path / "empty.jsonl", [])
     for options, message in (
-        (("--data", empty), "holds no example;"),
+        (("--data", empty), "contains no examples;"),
         (("--data", good, "--limit", 0), "limit is 0 but must be at least 1"),
         (("--data", good, "--batch_size", 0), "batch_size is 0 but must be at least 1"),
         ((), "'Rowan/hellaswag' could not be downloaded from the Hugging Face Hub"),

@@ -193,7 +193,7 @@ def test_bad_files(write, tmp_path):
     (tmp_path / "rows.docx").write_text("a,b\n")
     with pytest.raises(ValueError, match="max_rows is -1 but must be at least 1"):
         read_instructions(write([{"instruction": "a", "output": "b"}]), max_rows=-1)
-    with pytest.raises(ValueError, match=r"rows\.docx is of an unknown kind; use one of \.json, \.jsonl, \.csv,"):
+    with pytest.raises(ValueError, match=r"rows\.docx has an unsupported file type; use one of \.json, \.jsonl,"):
         read_instructions(str(tmp_path / "rows.docx"))
 
 
@@ -291,7 +291,7 @@ def test_end_of_text_in_a_row(gpt2_tokenizer, write):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", "row 1: The chat template marks no answer"),
+        ("{% for m in messages %}{{ m.content }}{% endfor %}", "row 1: The chat template does not mark the answers"),
         (
             "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
             "row 1: The chat template does not fit: the ids of the prompt",

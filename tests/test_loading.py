@@ -161,7 +161,7 @@ def test_a_configuration_with_another_number_of_blocks_is_an_error(tmp_path):
     with pytest.raises(ValueError) as error:
         ScratchGPT2ForCausalLM.from_pretrained(tmp_path)
     assert str(error.value) == (
-        f"The checkpoint {tmp_path} has tensors for which the network has no place: "
+        f"The checkpoint {tmp_path} has unexpected tensors: "
         "'model.layers.2.attn.k_proj.bias', 'model.layers.2.attn.k_proj.weight', 'model.layers.2.attn.out_proj.bias' "
         "and 13 more; correct the configuration, which may describe too few blocks."
     )

@@ -84,7 +84,7 @@ def test_nanogpt_with_padded_vocabulary(tmp_path):
 @pytest.mark.parametrize(
     ("checkpoint", "message"),
     [
-        ({"model": {}}, "{} is not a checkpoint of nanoGPT, which holds 'model' and 'model_args'."),
+        ({"model": {}}, "{} is not a checkpoint of nanoGPT, which contains 'model' and 'model_args'."),
         (
             nanogpt_checkpoint(random_gpt2(), use_rmsnorm=True),
             "{}: use_rmsnorm in model_args is not an option of nanoGPT's GPT.",
@@ -147,7 +147,7 @@ def test_tensorflow_is_named_when_it_is_missing(tmp_path, monkeypatch):
     with pytest.raises(ImportError) as error:
         ScratchGPT2ForCausalLM.from_pretrained(tmp_path)
     assert str(error.value) == (
-        f"{tmp_path} holds a TensorFlow checkpoint, which needs TensorFlow to read: pip install scratch_gpt2[tf]."
+        f"{tmp_path} contains a TensorFlow checkpoint; install TensorFlow to load it: pip install scratch_gpt2[tf]."
     )
 
 
@@ -159,7 +159,7 @@ def test_tensorflow_is_named_when_it_is_missing(tmp_path, monkeypatch):
     [
         (
             lambda tensors: tensors | {"transformer.h.0.attn.rotary": torch.ones(1)},
-            "{}: unknown key 'transformer.h.0.attn.rotary', which is no part of GPT-2.",
+            "{}: unknown key 'transformer.h.0.attn.rotary', which is not part of GPT-2.",
         ),
         (
             lambda tensors: tensors | {"transformer.h.2.ln_1.bias": torch.ones(8)},
@@ -220,7 +220,7 @@ def test_code_in_a_pickle_is_not_run(name, tmp_path):
     with pytest.raises(ValueError) as error:
         ScratchGPT2ForCausalLM.from_pretrained(tmp_path)
     assert str(error.value) == (
-        f"{tmp_path / name} is damaged, or holds Python objects that could run code when loaded; "
+        f"{tmp_path / name} is damaged, or contains Python objects that could run code when loaded; "
         "ask for a safetensors file."
     )
     assert not (tmp_path / "intruded").exists()
@@ -337,6 +337,6 @@ def test_export_refuses_what_is_not_gpt2(tmp_path):
     with pytest.raises(ValueError) as error:
         export_gpt2(model, tmp_path)
     assert str(error.value) == (
-        "'model.layers.0.mlp.up_proj.lora_A.weight' is no part of GPT-2: merge adapters and do not quantize."
+        "'model.layers.0.mlp.up_proj.lora_A.weight' is not part of GPT-2: merge adapters and do not quantize."
     )
     assert list(tmp_path.iterdir()) == []

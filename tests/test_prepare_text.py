@@ -122,7 +122,7 @@ def test_other_text_is_not_mixed_in(tmp_path, documents):
     with pytest.raises(ValueError, match=r"shard_tokens 50, not 51; choose another"):
         prepare(*documents, "--output", folder, "--shard_tokens", "51")
     with pytest.raises(
-        ValueError, match="tokenizer is another tokenizer; use it, delete it or choose another output folder"
+        ValueError, match="tokenizer contains another tokenizer; use it, delete it or choose another output folder"
     ):
         prepare(*documents[:2], "--output", folder, "--shard_tokens", "50", "--tokenizer", other_tokenizer(tmp_path))
     assert contents(folder) == before

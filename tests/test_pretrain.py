@@ -418,7 +418,7 @@ def test_trackers_get_hellaswag_and_its_time_is_not_trainings(tiny_tokenizer, he
         ({"--data": "BOOK", "--block_length": 32}, r"32 tokens, but the model's n_positions is 16"),
         ({"--data": "BOOK", "--tokens_per_step": 65536}, r"\d+ blocks, but a step takes 4096"),
         ({"--data": "BOOK", "--model": "MODEL"}, r"--n_layer is for a new model; .*model has its own size"),
-        ({"--data": "BOOK", "--hellaswag": "EMPTY"}, r"empty.txt holds no example"),
+        ({"--data": "BOOK", "--hellaswag": "EMPTY"}, r"empty.txt contains no examples"),
         ({"--data": "BOOK", "--hellaswag": "ROWS", "--hellaswag_rows": 0}, r"hellaswag_rows is 0 but must be"),
         ({"--data": "BOOK", "--hellaswag": "ROWS", "--n_positions": 4}, r"but the model has only 4 positions"),
     ],
@@ -455,7 +455,7 @@ def test_shards_with_more_tokens_than_the_model(straight_run, tmp_path, monkeypa
 
 
 def test_a_second_run_into_the_same_folder(straight_run, book, monkeypatch):
-    with pytest.raises(FileExistsError, match=r"holds a finished run \(model.safetensors\).*--overwrite_output_dir"):
+    with pytest.raises(FileExistsError, match=r"contains a finished run \(model.safetensors\).*--overwrite_output"):
         run_script(monkeypatch, NEW | TEXT | {"--data": book, "--output_dir": straight_run})
 
 

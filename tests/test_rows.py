@@ -128,7 +128,7 @@ BAD_FILES = {
     "plain.csv.xz": (CSV, "FILE is damaged, or not compressed as its suffix says: Input format not supported"),
     "plain.csv.zst": (CSV, "FILE is damaged, or not compressed as its suffix says: ZSTD decompress failed"),
     "damaged.parquet": (b"PAR1 not", "FILE is not a Parquet file or is damaged: "),
-    "word.docx": (b"x", "FILE is of an unknown kind; use one of .json, .jsonl, .csv, .tsv, .parquet."),
+    "word.docx": (b"x", "FILE has an unsupported file type; use one of .json, .jsonl, .csv, .tsv, .parquet."),
 }
 
 
@@ -270,7 +270,7 @@ HELLASWAG = {
 }
 RESPONSE = INSTRUCTION | {"input": "", "response": "one"}
 READERS = {
-    "hellaswag": (read_hellaswag, HELLASWAG, "holds no example"),
+    "hellaswag": (read_hellaswag, HELLASWAG, "contains no examples"),
     "judge": (lambda file: read_responses(str(file)), RESPONSE, "has no rows"),
     "sft and respond": (lambda file: read_instructions(str(file)), INSTRUCTION, "There is no instruction with an ans"),
 }

@@ -288,7 +288,7 @@ def test_an_adapter_is_merged_and_resumed(files, tmp_path, capsys):
     (tmp_path / "again").mkdir()
     checkpoint.rename(tmp_path / "again" / "checkpoint-4")
     (tmp_path / "straight" / "identity.json").rename(tmp_path / "again" / "identity.json")
-    with pytest.raises(ValueError, match="holds checkpoints of an earlier run; add --resume"):
+    with pytest.raises(ValueError, match="contains checkpoints of an earlier run; add --resume"):
         run_script(options | {"--output_dir": tmp_path / "again"}, "--lora", "--merge", "--pack")
     again = {"--output_dir": tmp_path / "again"}
     with pytest.raises(
@@ -345,7 +345,7 @@ def test_nothing_is_overwritten_unasked(full_run, files, tmp_path):
         files | OPTIONS | {"--output_dir": tmp_path / "run", "--max_steps": 1, "--eval_steps": 1, "--save_steps": 1}
     )
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
-    with pytest.raises(FileExistsError, match=r"holds a finished run .*--overwrite_output_dir to replace it"):
+    with pytest.raises(FileExistsError, match=r"contains a finished run .*--overwrite_output_dir to replace it"):
         run_script(options)
     for flags in ((), ("--overwrite_output_dir",)):
         for own in ({"--data": tmp_path / "run" / "test.json"}, {"--model": tmp_path / "run"}):
@@ -383,7 +383,7 @@ def test_smoke_twice(tmp_path, capsys, monkeypatch):
     run_script(quick, "--smoke", "--use_cpu")
     run_script(quick, "--smoke", "--use_cpu")
     assert (tmp_path / "sft_smoke" / "model.safetensors").is_file()
-    with pytest.raises(FileExistsError, match="holds a finished run"):
+    with pytest.raises(FileExistsError, match="contains a finished run"):
         run_script(quick | {"--output_dir": tmp_path / "sft_smoke"}, "--smoke", "--use_cpu")
 
 
@@ -461,5 +461,5 @@ def test_data_are_required(tmp_path):
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model(tiny_tokenizer):
-    with pytest.raises(ValueError, match="The tokenizer has 290 tokens but the model knows 61"):
+    with pytest.raises(ValueError, match="The tokenizer has 290 tokens but the model's vocab_size is 61"):
         fit_to_tokenizer(tiny_model(), tiny_tokenizer)

@@ -219,7 +219,7 @@ def test_rows_that_cannot_be_split(numbers, fractions, message):
 
 BAD_FILES = {
     "empty.tsv": (b"", "FILE has no rows; give a file with labelled text."),
-    "word.docx": (b"x", "FILE is of an unknown kind; use one of .json, .jsonl, .csv, .tsv, .parquet."),
+    "word.docx": (b"x", "FILE has an unsupported file type; use one of .json, .jsonl, .csv, .tsv, .parquet."),
     "latin.tsv": (b"ham\tcaf\xe9\n", "FILE is not UTF-8 (byte 0xe9); convert it, e.g. with iconv."),
     "latin.csv": (b"label,text\nham,caf\xe9\n", "FILE is not UTF-8 (byte 0xe9); convert it, e.g. with iconv."),
     "blank.tsv": (b"ham\tone\nspam\t  \n", "FILE, line 2 has an empty text; remove the row."),

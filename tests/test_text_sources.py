@@ -233,7 +233,7 @@ def test_standard_input(monkeypatch):
 
 BAD_FILES = {
     "empty.txt": (b"", "FILE is empty; leave it out."),
-    "word.docx": (b"x", "FILE is of an unknown kind; use one of .txt, .json, .jsonl, .csv, .tsv, .parquet."),
+    "word.docx": (b"x", "FILE has an unsupported file type; use one of .txt, .json, .jsonl, .csv, .tsv, .parquet."),
     "latin.txt": (b"caf\xe9", "FILE is not UTF-8 (byte 0xe9); convert it, e.g. with iconv."),
     "latin.jsonl": (b'{"text": "caf\xe9"}', "FILE is not UTF-8 (byte 0xe9); convert it, e.g. with iconv."),
     "broken.jsonl": (b'{"text": "a"}\n{"text": ', "FILE, line 2 is not JSON: Expecting value."),

@@ -302,7 +302,7 @@ def test_other_encodings_of_tiktoken_are_refused():
 
 
 def test_folder_without_a_readable_tokenizer(tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no tokenizer"):
+    with pytest.raises(FileNotFoundError, match="contains no tokenizer"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
     with pytest.raises(ValueError, match="cannot be read"):

@@ -247,13 +247,13 @@ class TestResuming:
     def test_what_there_is_to_resume(self, tmp_path):
         assert checkpoint_to_resume(str(tmp_path / "absent"), resume=True) is None
         tiny_model().save_pretrained(tmp_path / "finished")
-        with pytest.raises(ValueError, match=r"finished holds a finished model but no checkpoint to continue from"):
+        with pytest.raises(ValueError, match=r"finished contains a finished model but no checkpoint to continue from"):
             checkpoint_to_resume(str(tmp_path / "finished"), resume=True)
         make_trainer(tmp_path / "run", max_steps=4).train()
         checkpoints = [str(tmp_path / "run" / f"checkpoint-{step}") for step in (2, 4)]
         assert checkpoint_to_resume(str(tmp_path / "run"), resume=True) == checkpoints[1]
         assert checkpoint_to_resume(str(tmp_path / "run"), resume=False, path=checkpoints[0]) == checkpoints[0]
-        with pytest.raises(ValueError, match=r"holds checkpoints of an earlier run; add --resume"):
+        with pytest.raises(ValueError, match=r"contains checkpoints of an earlier run; add --resume"):
             checkpoint_to_resume(str(tmp_path / "run"), resume=False)
         with pytest.raises(ValueError, match=r"--resume_from_checkpoint .*absent cannot be continued: there is no"):
             checkpoint_to_resume(str(tmp_path / "run"), resume=False, path=str(tmp_path / "absent"))

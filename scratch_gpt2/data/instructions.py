@@ -228,7 +228,7 @@ def encode_conversation(
     prompt = encode_prompt(tokenizer, messages[:-1])
     start = len(prompt)
     if not any(answered):
-        raise ValueError("The chat template marks no answer; it needs {% generation %} around what the model says.")
+        raise ValueError("The chat template does not mark the answers: put {% generation %} around their text.")
     if ids[:start] != prompt or answered[start - 1 : start + 1] != [0, 1]:
         raise ValueError(
             "The chat template does not fit: the ids of the prompt are not the first ids of the conversation, up to "

@@ -41,7 +41,7 @@ def read_rows(source: str, columns: list[str] | None = None) -> Iterator[Located
     elif kind in ROW_KINDS:
         raise FileNotFoundError(f"{source} does not exist; give an existing file, or a data set of the Hub.")
     elif Path(source).exists():
-        raise ValueError(f"{source} is of an unknown kind; use one of {', '.join(ROW_KINDS)}.")
+        raise ValueError(f"{source} has an unsupported file type; use one of {', '.join(ROW_KINDS)}.")
     else:
         yield from hub_rows(source)
 

@@ -53,7 +53,7 @@ def find_files(patterns: Iterable[str]) -> list[str]:
         if file != STDIN and Path(file).stat().st_size == 0:
             raise ValueError(f"{file} is empty; leave it out.")
         if file != STDIN and kind_of(file) not in KINDS:
-            raise ValueError(f"{file} is of an unknown kind; use one of {', '.join(KINDS)}.")
+            raise ValueError(f"{file} has an unsupported file type; use one of {', '.join(KINDS)}.")
     return files
 
 

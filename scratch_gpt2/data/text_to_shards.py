@@ -141,7 +141,7 @@ def save_once(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         except OSError:  # another part was faster
             shutil.rmtree(unfinished)
     if tokenizer_fingerprint(load_tokenizer(folder)) != tokenizer_fingerprint(tokenizer):
-        raise ValueError(f"{folder} is another tokenizer; use it, delete it or choose another output folder.")
+        raise ValueError(f"{folder} contains another tokenizer; use it, delete it or choose another output folder.")
 
 
 def remove_if_nothing_was_written(output: Path, folder: Path, with_tokenizer: bool) -> None:

@@ -53,7 +53,7 @@ class Endpoint:
                 "at least 0 and at least 1."
             )
         if self.api_key and not (self.api_key.isascii() and self.api_key.isprintable()):
-            raise ValueError("The API key contains characters that an HTTP header cannot hold; copy it again.")
+            raise ValueError("The API key contains characters that are not allowed in an HTTP header; copy it again.")
 
     @property
     def completions_url(self) -> str:

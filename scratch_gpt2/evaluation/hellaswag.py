@@ -93,7 +93,7 @@ def read_hellaswag(file: str | os.PathLike) -> list[Example]:
     with open_text(str(file), newline="\n") as lines:
         examples = [parse_row(row, origin) for row, origin in json_lines(lines, str(file))]
     if not examples:
-        raise ValueError(f"{file} holds no example; give HellaSwag's data as JSON lines.")
+        raise ValueError(f"{file} contains no examples; give HellaSwag's data as JSON lines.")
     return examples
 
 

@@ -43,7 +43,7 @@ def checkpoint_to_resume(output_dir: str, resume: bool, path: str | None = None)
     if not resume and path is None:
         if checkpoints:
             raise ValueError(
-                f"{output_dir} holds checkpoints of an earlier run; add --resume to continue it, or choose another "
+                f"{output_dir} contains checkpoints of an earlier run; add --resume to continue it, or choose another "
                 "output_dir."
             )
         return None
@@ -56,7 +56,7 @@ def checkpoint_to_resume(output_dir: str, resume: bool, path: str | None = None)
         )
     if newest is None and any(Path(output_dir, name).is_file() for name in FINISHED):
         raise ValueError(
-            f"{output_dir} holds a finished model but no checkpoint to continue from; choose another output_dir."
+            f"{output_dir} contains a finished model but no checkpoint to continue from; choose another output_dir."
         )
     return newest
 

@@ -17,7 +17,7 @@ from transformers.integrations import get_available_reporting_integrations
 from .checkpoints import checkpoint_to_resume
 from .recipes import RecipeArguments
 
-# A folder with one of these holds a finished run.
+# A folder with one of these contains a finished run.
 FINISHED = ("model.safetensors", "model.safetensors.index.json", "adapter_config.json", "config.json", "run.json")
 # What a training script writes into its output folder.
 RESULTS = (
@@ -59,7 +59,7 @@ def check_training_arguments(args: TrainingArguments, metrics: Iterable[str], pr
             raise ValueError(f"--{name} {reason}; leave it out.")
     if not args.eval_do_concat_batches:
         raise ValueError(
-            "--eval_do_concat_batches False leaves the batches apart, but metrics need all; leave it out."
+            "--eval_do_concat_batches False does not concatenate the batches, which the metrics need; leave it out."
         )
     if args.torch_compile_mode is not None:
         from torch._inductor import list_mode_options  # takes seconds
@@ -117,7 +117,7 @@ def check_output_dir(
         resume: the run continues what is in the folder.
         overwrite: the folder may hold a finished run, whose files `remove_results` will remove.
 
-    Raises ValueError if an input would be replaced, FileExistsError if the folder holds a finished run.
+    Raises ValueError if an input would be replaced, FileExistsError if the folder contains a finished run.
     """
     folder = Path(output_dir)
     found = [path for pattern in RESULTS for path in folder.glob(pattern)]
@@ -132,7 +132,7 @@ def check_output_dir(
     for name in FINISHED:
         if (folder / name).is_file():
             raise FileExistsError(
-                f"{output_dir} holds a finished run ({name}); choose another output_dir, or add "
+                f"{output_dir} contains a finished run ({name}); choose another output_dir, or add "
                 "--overwrite_output_dir to replace it."
             )
 

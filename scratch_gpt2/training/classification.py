@@ -79,8 +79,8 @@ def load_classifier(
     )
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens but the model knows {model.config.vocab_size}; use the "
-            "tokenizer that the model was trained with."
+            f"The tokenizer has {len(tokenizer)} tokens but the model's vocab_size is {model.config.vocab_size}; use "
+            "the tokenizer that the model was trained with."
         )
     return model
 

@@ -30,7 +30,7 @@ class PreferenceArguments(RecipeArguments, DPOConfig):
     num_train_epochs: float = 1
     learning_rate: float = 5e-6
     beta: float = field(
-        default=0.1, metadata={"help": "How strongly the model is held to where it started.", "public": True}
+        default=0.1, metadata={"help": "How strongly the model is kept close to the initial model.", "public": True}
     )
     max_length: int | None = field(
         default=None,

@@ -34,7 +34,7 @@ def whole_steps(dataset: Dataset, rows_per_step: int) -> Subset:
     rows = len(dataset) // rows_per_step * rows_per_step
     if rows == 0:
         raise ValueError(
-            f"The training data have {len(dataset)} blocks, but a step takes {rows_per_step}; give more text or a "
+            f"The training data has {len(dataset)} blocks, but a step takes {rows_per_step}; give more text or a "
             "smaller tokens_per_step."
         )
     return Subset(dataset, range(rows))

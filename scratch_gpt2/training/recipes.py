@@ -35,13 +35,13 @@ class RecipeArguments(TrainingArguments):
     """
 
     output_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the model and all else that is written.", "aliases": ["--out_dir"]}
+        default=None, metadata={"help": "Output folder for the model and all other files.", "aliases": ["--out_dir"]}
     )
     overwrite_output_dir: bool = field(
         default=False, metadata={"help": "Replace the finished model in output_dir.", "aliases": ["--overwrite"]}
     )
     eval_only: bool = field(
-        default=False, metadata={"help": "Train nothing: evaluate --model and write evaluation.json to output_dir."}
+        default=False, metadata={"help": "Do not train: evaluate --model and write evaluation.json to output_dir."}
     )
     logging_steps: float = 10
     logging_nan_inf_filter: bool = False

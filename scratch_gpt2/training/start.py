@@ -120,8 +120,8 @@ def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     """
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
-            f"The tokenizer has {len(tokenizer)} tokens but the model knows {model.config.vocab_size}; use the "
-            "tokenizer that the model was trained with."
+            f"The tokenizer has {len(tokenizer)} tokens but the model's vocab_size is {model.config.vocab_size}; use "
+            "the tokenizer that the model was trained with."
         )
     for config in (model.config, model.generation_config):
         config.eos_token_id = tokenizer.eos_token_id
