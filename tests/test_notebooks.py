@@ -1,5 +1,6 @@
 """Every notebook runs from top to bottom, offline, on the embedded base, and its saved outputs are small."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -31,5 +32,16 @@ def test_notebook_is_saved_with_its_outputs(path):
     assert outputs and not [output for output in outputs if output.output_type == "error"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
     assert path.stat().st_size < 400_000
-    last = notebook.cells[-1].source
-    assert "## Exercises" in last and "<details><summary>Solutions</summary>" in last
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_has_a_goal_and_five_exercises(path):
+    nbformat = pytest.importorskip("nbformat")
+    notebook = nbformat.read(path, as_version=4)
+    first, last = notebook.cells[0].source, notebook.cells[-1].source
+    assert first.startswith(f"# {int(path.stem[:2])}. ")
+    assert "\n**Goal.** " in first and "\n**Prerequisites.** " in first
+    exercises, solutions = last.split("<details><summary>Solutions</summary>")
+    assert exercises.startswith("## Exercises\n") and solutions.endswith("</details>")
+    for part in (exercises, solutions):
+        assert re.findall(r"^(\d)\. ", part, flags=re.MULTILINE) == ["1", "2", "3", "4", "5"]

@@ -131,6 +131,16 @@ def test_judge_without_its_server_ends_in_one_line(workplace, tmp_path):
     assert (done.returncode, done.stderr.splitlines()[-1][:26]) == (1, "error: No server answers at"[:26])
 
 
+@pytest.mark.parametrize("name", DOCUMENTS)
+def test_commands_within_a_sentence(name):
+    """Their script exists; a benchmark knows the options."""
+    for script, options in re.findall(r"`python ([\w/]+\.py)([^`]*)`", DOCUMENTS[name]):
+        source = (ROOT / script).read_text(encoding="utf-8")
+        if script.startswith("tests/benchmarks/"):
+            unknown = [option for option in re.findall(r"--[\w-]+", options) if f'"{option}"' not in source]
+            assert unknown == [], script
+
+
 @pytest.mark.parametrize("block", blocks("python"))
 def test_python_block(block, workplace):
     done = subprocess.run(
