@@ -1,8 +1,9 @@
 # make demo        start the Space with the models in space/checkpoints and print its address
-# make quickstart  train a small GPT-2 on two CPU cores, load it again, let it write (about three minutes)
+# make quickstart  train a small GPT-2 on two CPU cores, load it again and generate text (about three minutes)
 # make test        lint, format check and all tests
-# make bench       one table of speed beside other GPT-2s; options: make bench BENCH="--repeat 3 --nanogpt ~/nanoGPT"
-# All install everything they need into .venv first. Another Python: make demo PYTHON=python3.12
+# make bench       compare speed and memory with other GPT-2s; options: make bench BENCH="--repeat 3 --nanogpt ~/nanoGPT"
+# make install     only install into .venv, which the other commands do first
+# To use another Python: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -13,7 +14,7 @@ PIP_INSTALL := $(BIN)/python -m pip install -qq --disable-pip-version-check -c c
 
 .PHONY: demo quickstart test bench lint install clean
 
-# Threads that wait asleep instead of spinning: faster where other programs use the cores too.
+# Waiting threads sleep instead of spinning, which is faster if other programs use the cores too.
 demo: $(INSTALLED)
 	OMP_WAIT_POLICY=passive $(BIN)/python space/app.py
 
@@ -23,7 +24,7 @@ quickstart: $(INSTALLED)
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
-# The cores should be idle; threads that spin while they wait are then the faster ones.
+# Without that setting: on idle cores, spinning threads are faster.
 bench: $(INSTALLED_FOR_BENCH)
 	$(BIN)/python tests/benchmarks/run_all.py $(BENCH)
 
@@ -33,7 +34,7 @@ lint: $(INSTALLED_FOR_TESTS)
 
 install: $(INSTALLED)
 
-# Where Python comes without ensurepip (Debian, Ubuntu), the pip of the system puts one into .venv.
+# If Python has no ensurepip (Debian, Ubuntu), the system's pip installs one into .venv.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || \
 		{ echo "error: $(PYTHON) is not installed; install Python 3.11 or newer, or name it: make PYTHON=..." >&2; exit 1; }
@@ -46,12 +47,12 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 $(INSTALLED_FOR_TESTS): $(INSTALLED)
-	@echo "Installing what the tests need, peers to compare with among it."
+	@echo "Installing the test dependencies, including the libraries to compare with."
 	@$(PIP_INSTALL) -e '.[train,space,test]'
 	@touch $@
 
 $(INSTALLED_FOR_BENCH): $(INSTALLED)
-	@echo "Installing the peers to compare with."
+	@echo "Installing the libraries to compare with."
 	@$(PIP_INSTALL) -e '.[train,space,bench]'
 	@touch $@
 

@@ -1,4 +1,4 @@
-"""GPT-2 from scratch, at home in the Hugging Face ecosystem: importing it registers it with the `Auto*` classes."""
+"""GPT-2 written from scratch. Importing the package registers its classes with transformers' `Auto*` classes."""
 
 from transformers import (
     AutoConfig,

@@ -63,10 +63,10 @@ READ_ERRORS: tuple[type[Exception], ...] = (
 
 
 def hub_answers() -> bool:
-    """Whether the Hugging Face Hub can be asked: not in offline mode, nor where it does not answer within 5 seconds.
+    """Whether the Hugging Face Hub can be reached: not in offline mode, nor if it does not answer within 5 seconds.
 
-    The result is cached for the process, for each endpoint. Without this question, huggingface_hub retries for most of
-    a minute.
+    The result is cached for the process, for each endpoint. Without this check, huggingface_hub retries for most of a
+    minute.
     """
     return not is_offline_mode() and _endpoint_answers(constants.ENDPOINT)
 
@@ -337,11 +337,12 @@ class CheckpointReader:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """Like `PreTrainedModel.from_pretrained`, and converts GPT-2 checkpoints of others (`openai_weights.py`):
+        """Like `PreTrainedModel.from_pretrained`, but also converts other GPT-2 checkpoints (`openai_weights.py`):
         any repository, folder or state dict with GPT-2's names, OpenAI's TensorFlow folders, nanoGPT's `ckpt.pt`.
 
-        Raises ValueError where the checkpoint has not filled the network, unless `output_loading_info` asks for a
-        report instead."""
+        Raises ValueError if the checkpoint lacks weights of the network, unless `output_loading_info` requests a
+        report instead.
+        """
         name, given = pretrained_model_name_or_path, kwargs
         kwargs = pin_revision(name, kwargs)
         base = base_of_adapter(name, kwargs)

@@ -27,7 +27,7 @@ def parse_arguments(
 ) -> tuple[Any, ...]:
     """Parse the command line into one instance of each dataclass in `groups`, as HfArgumentParser does.
 
-    A YAML or JSON file of options may come first, or as `--config FILE`. What counts is, in this order: the command
+    A YAML or JSON file of options can be the first argument, or `--config FILE`. In order of precedence: the command
     line, the file, `defaults`, the defaults of the dataclasses.
 
     Args:
@@ -36,8 +36,8 @@ def parse_arguments(
         defaults: called with the options as given so far; returns the defaults that depend on them.
         arguments: instead of `sys.argv[1:]`.
 
-    `--help` and a mistake on the command line end the process, with exit codes 0 and 2. Raises ValueError and OSError
-    for a configuration file that cannot be used, and whatever a dataclass raises.
+    `--help` and invalid options end the process, with exit codes 0 and 2. Raises ValueError and OSError for an invalid
+    configuration file, and whatever a dataclass raises.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     script = sys.argv[0] or "script.py"
@@ -132,7 +132,7 @@ def convert_one(value: Any, action: argparse.Action, name: str) -> Any:
 
 
 class Stopped(KeyboardInterrupt):
-    """A run that a signal has ended in good order; the message says how to continue it."""
+    """A run that a signal has stopped after saving; the message says how to continue it."""
 
     def __init__(self, signal_number: int, message: str):
         super().__init__(message)

@@ -5,8 +5,8 @@
     print(model.inference_report())  # which kernels run, and how fast they read their weights
     model.restore_from_inference()  # before training it, moving it or loading other weights
 
-The weights of linear layers are stored or packed as this processor reads them fastest (`cpu_kernels.py`), query, key
-and value as one matrix, and a block calls no module for each of its layers.
+The weights of linear layers are stored or packed in the layout that this CPU reads fastest (`cpu_kernels.py`). Query,
+key and value are fused into one matrix, and a block computes its layers without calling their modules.
 """
 
 import time
@@ -178,14 +178,15 @@ def check_input(module: nn.Module, hidden_states: torch.Tensor) -> None:
 def optimize_for_inference(model: PreTrainedModel, weights: str | None = None) -> PreTrainedModel:
     """Make the model faster on the CPU, and return it. `restore_from_inference` undoes it.
 
-    Results are those of the model up to rounding, in the model's own dtype, float32 or (where the CPU computes it)
-    bfloat16. With `weights="bf16"`, `"int8"` or `"int4"` they are approximate. The first call for a size of model
-    measures for about a second which kernels are the fastest. The weights are kept in memory beside their packed
-    copies, if any. Nothing else changes: `generate`, `pipeline`, `save_pretrained`, `state_dict`, `copy.deepcopy` and
-    `pickle` work as before. Weights that change count when the next text starts, that is, with an empty cache, or at
-    once. Layers that get an adapter, a hook or pruning are no longer optimized.
+    By default, the results are equal up to rounding, in the model's own dtype: float32 or, if the CPU supports it,
+    bfloat16. With `weights="bf16"`, `"int8"` or `"int4"`, they are approximate. The first call for a given model size
+    takes about a second, because it measures which kernels are the fastest. Packed copies of weights need additional
+    memory. `generate`, `pipeline`, `save_pretrained`, `state_dict`, `copy.deepcopy` and `pickle` work as before.
+    Changed weights take effect at the latest when the next text starts, that is, with an empty cache. Layers with an
+    adapter, a hook or pruning are not optimized.
 
-    Weights may be stored by columns: code that needs them contiguous, such as random pruning, must restore them first.
+    Weights may be stored by columns. Restore the model before you run code that needs contiguous weights, such as
+    random pruning.
 
     Raises ValueError for a model in training mode, with adapters or quantized weights, on another device, in another
     dtype, and if torch has no oneDNN, no FBGEMM or not the operators for `weights`.
@@ -242,9 +243,9 @@ def chosen_kernels(model: PreTrainedModel) -> dict[tuple[int, ...], list[str]]:
 
 
 def optimize_if_faster(model: nn.Module) -> str:
-    """Optimize a language model of ours in float32 on a CPU, if a token then takes at least a tenth less time, and
-    return one line that names the kernels. Any other model, and one with adapters or quantized weights, is left as it
-    is."""
+    """Optimize one of our language models in float32 on a CPU if this reduces the time per token by at least 10%, and
+    return one line that names the kernels. Other models, and models with adapters or quantized weights, are not
+    changed."""
     own = f"Kernels: torch's ({type(model).__name__}, {model.dtype}, {model.device})"
     if not isinstance(model, ScratchGPT2ForCausalLM) or model.dtype != torch.float32:
         return own

@@ -1,4 +1,4 @@
-"""Files: paths and outputs that are checked first, atomic writes, JSON, and figures without a display."""
+"""Files: checks of paths and outputs, atomic writes, JSON, and figures without a display."""
 
 import errno
 import hashlib
@@ -37,7 +37,7 @@ FIGURE_STYLE = {
 
 
 def write_atomically(file: Path, write) -> None:
-    """Under the final name there is only ever a whole file."""
+    """Write a file under a temporary name and rename it, so that the final name never refers to a partial file."""
     unfinished = file.with_name(file.name + ".unfinished")
     try:
         with open(unfinished, "wb") as opened:
@@ -133,7 +133,7 @@ def figure_file(path: str | os.PathLike, numbers: object = None, **options) -> I
 def check_outputs(
     outputs: Iterable[str | os.PathLike], *, inputs: Iterable[str | os.PathLike] = (), overwrite: bool = False
 ) -> None:
-    """Check before the work starts that the files can be written and that none is lost by it.
+    """Check before the work starts that the files can be written and that no existing file is lost.
 
     Args:
         outputs: files to write; their folders need not exist.

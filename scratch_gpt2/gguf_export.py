@@ -1,7 +1,7 @@
-"""GGUF files: language models for llama.cpp, and for what is built on it, such as Ollama and LM Studio.
+"""GGUF files: language models for llama.cpp, and for programs based on it, such as Ollama and LM Studio.
 
-llama.cpp computes GPT-2 with OpenAI's options only. Other scales of the attention scores are multiplied into the
-queries; what cannot be expressed is refused. The fields: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+llama.cpp supports GPT-2 with OpenAI's options only. Other scales of the attention scores are folded into the query
+weights; everything else raises an error. The fields: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
 import json
@@ -20,7 +20,7 @@ from .tokenization import CHAT_TEMPLATE
 
 # llama.cpp's file types (llama.h, `llama_ftype`).
 FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "q4_0": 2}
-QUANTIZED_BLOCK = 32  # neighbouring weights of a row that share a scale
+QUANTIZED_BLOCK = 32  # adjacent weights of a row that share a scale
 # llama.cpp computes GELU's tanh approximation, from a table in float16. The exact function, nanoGPT's, differs from it
 # by at most 5e-4, as much as the table.
 ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu")
@@ -42,7 +42,7 @@ def export_gguf(
     dtype: str = "f16",
     overwrite: bool = False,
 ) -> tuple[Path, Path]:
-    """Write a language model and its tokenizer as a GGUF file, and an Ollama Modelfile beside it.
+    """Write a language model and its tokenizer to a GGUF file, and an Ollama Modelfile next to it.
 
     Args:
         model: a model, or the folder or Hub id of a GPT-2 of any origin or of a PEFT adapter, which is merged.
@@ -52,7 +52,7 @@ def export_gguf(
             the embeddings 9). Biases, norms and position embeddings are always float32.
         overwrite: replace files that exist.
 
-    Returns the two files. Raises ValueError for a model or tokenizer that llama.cpp would not compute as it is here,
+    Returns the two files. Raises ValueError for a model or tokenizer for which llama.cpp would compute something else,
     FileExistsError for a file that exists, and ImportError without the package gguf.
     """
     file = Path(file)

@@ -1,4 +1,4 @@
-"""What this machine can compute, and how its memory is kept."""
+"""Capabilities of this machine, and the memory allocator."""
 
 import ctypes
 import os
@@ -9,13 +9,13 @@ import torch
 
 
 def cpu_computes_bfloat16() -> bool:
-    """Whether the processor has instructions for bfloat16; without them it is emulated, a hundred times slower."""
+    """Whether the CPU has bfloat16 instructions; without them, bfloat16 is emulated and about 100 times slower."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.13 has it
     return capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep what this process frees, for training on a CPU.
+    """Make the C library keep the memory that this process frees, for training on a CPU.
 
     glibc returns large buffers to Linux, which clears them page by page when the next step asks again: 12% of the CPU
     time of a training step of six of GPT-2 124M's blocks, against 7% more memory. Without glibc, do nothing.

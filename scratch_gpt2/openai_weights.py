@@ -85,7 +85,7 @@ Shapes = dict[str, torch.Size]
 
 
 def read_checkpoint(model_class: type[PreTrainedModel], name_or_path, kwargs: dict):
-    """Read a GPT-2 checkpoint that `is_foreign_checkpoint` recognises, for `model_class.from_pretrained`.
+    """Read a GPT-2 checkpoint that `is_foreign_checkpoint` recognizes, for `model_class.from_pretrained`.
 
     `kwargs` are those of `from_pretrained`: configuration fields override the checkpoint's, `config` replaces them,
     and `dtype` converts tensor by tensor, so that the original is never in memory as a whole.
@@ -134,7 +134,7 @@ def read_checkpoint(model_class: type[PreTrainedModel], name_or_path, kwargs: di
 def export_gpt2(
     model: PreTrainedModel, folder: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> None:
-    """Write `model`, and a `tokenizer`, as an equivalent transformers GPT-2.
+    """Save `model`, and a `tokenizer`, as an equivalent checkpoint of transformers' GPT-2.
 
     A language model's tensors have the names of OpenAI's own repositories, without "transformer.", which mlx-lm asks
     for, unless its head has weights of its own. Files with the same names in `folder` are replaced atomically,

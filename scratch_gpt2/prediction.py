@@ -1,4 +1,4 @@
-"""What a trained model says: labels of texts and answers to prompts."""
+"""Predictions of trained models: labels of texts and answers to prompts."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -31,7 +31,7 @@ def classify_text(
 ) -> list[dict[str, float]]:
     """The probability of every label for each text, by label name, the most probable first.
 
-    Texts are read whole, as transformers' `pipeline` reads them; those longer than the model's context are cut at the
+    Like transformers' `pipeline`, this reads whole texts. Texts longer than the model's context are truncated at the
     end, with a warning.
 
     Raises ValueError for a text that is empty or not valid Unicode.

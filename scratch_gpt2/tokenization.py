@@ -62,11 +62,10 @@ CHAT_TEMPLATE = r"""
 
 
 def load_tokenizer(name_or_folder: str | os.PathLike) -> PreTrainedTokenizerFast:
-    """Load a tokenizer and give it what training and chatting need: a pad token and the chat template.
+    """Load a tokenizer, and add a pad token and the chat template if it has none.
 
     `name_or_folder` is a Hub id, a folder (`tokenizer.json`, `vocab.json` + `merges.txt`, or OpenAI's
-    `encoder.json` + `vocab.bpe`), or `tiktoken:gpt2`. A pad token, length limit or chat template that the
-    tokenizer already has stays.
+    `encoder.json` + `vocab.bpe`), or `tiktoken:gpt2`.
 
     Raises FileNotFoundError where no tokenizer is found, ValueError for one that is damaged, has no vocabulary
     or has no eos token.
@@ -84,7 +83,7 @@ def load_tokenizer(name_or_folder: str | os.PathLike) -> PreTrainedTokenizerFast
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE with GPT-2's splitting rule; 256 bytes first, `<|endoftext|>` last, as in GPT-2.
 
-    The vocabulary is smaller than `vocab_size` where the texts contain too few distinct words; see `len(tokenizer)`.
+    The vocabulary is smaller than `vocab_size` if the texts contain too few distinct words; see `len(tokenizer)`.
     The result depends on the texts alone.
 
     Raises ValueError for a vocab_size below 257 or a text that `check_text` refuses.

@@ -1,4 +1,4 @@
-"""vLLM's plugin for our classes: `pip install` this package beside vLLM, which then knows them without
+"""vLLM's plugin for our classes: install this package next to vLLM, which then loads them without
 `trust_remote_code`. https://docs.vllm.ai/en/latest/design/plugin_system.html
 
 vLLM runs them by its Transformers modeling backend. Only vLLM imports this module, by the entry point

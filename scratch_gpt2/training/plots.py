@@ -12,7 +12,7 @@ SMALL_PANELS = {"learning rate": "learning_rate", "gradient norm": "grad_norm"}
 def plot_history(history: list[dict], path: str | os.PathLike, title: str = "Loss per token (nats)") -> None:
     """Draw the training and validation loss over the steps into the PNG file `path`.
 
-    The numbers go into a JSON file of the same name beside it. `history` is `trainer.state.log_history`, entries with
+    The numbers are saved to a JSON file of the same name. `history` is `trainer.state.log_history`, entries with
     `step` and `loss` or `eval_loss`; others are kept in the JSON file and not drawn. No display is needed.
 
     Raises ImportError without matplotlib, ValueError if there is nothing to draw.
@@ -62,7 +62,7 @@ def plot_log(history: list[dict], path: Path) -> None:
 def plot_epochs(history: list[dict], path: str | os.PathLike) -> None:
     """Draw a classifier's loss and accuracy on training and validation rows over the epochs into the PNG file `path`.
 
-    The numbers go into a JSON file of the same name beside it. `history` is the `trainer.state.log_history` of a
+    The numbers are saved to a JSON file of the same name. `history` is the `trainer.state.log_history` of a
     `ClassificationTrainer`.
 
     Raises ImportError without matplotlib, ValueError if no epoch was evaluated.
@@ -81,7 +81,7 @@ def plot_epochs(history: list[dict], path: str | os.PathLike) -> None:
 
 def plot_confusion_matrix(matrix: list[list[int]], label_names: list[str], path: str | os.PathLike) -> None:
     """Draw a confusion matrix, true labels from top to bottom and predicted ones from left to right, into the PNG file
-    `path`, and write the numbers into a JSON file of the same name beside it.
+    `path`, and save the numbers to a JSON file of the same name.
 
     Raises ImportError without matplotlib.
     """

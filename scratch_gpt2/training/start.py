@@ -1,4 +1,4 @@
-"""Everything before the first training step: the launch, the model, the header, and what can be refused in time."""
+"""Everything before the first training step: the launch, the model, the header, and early checks."""
 
 import logging
 import math
@@ -129,7 +129,7 @@ def fit_to_tokenizer(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
 
 
 def check_push(args: TrainingArguments, base_of_adapter: str | None = None) -> None:
-    """With `--push_to_hub`, raise before the training what would make the push after it fail.
+    """With `--push_to_hub`, raise an error before training if the push would fail.
 
     Args:
         base_of_adapter: the model that an adapter is trained on, if only the adapter will be pushed.

@@ -169,7 +169,7 @@ class PushingTrainer(Trainer):
             ) from error
 
     def push_to_hub(self, commit_message: str | None = "End of training", **kwargs) -> CommitInfo | None:
-        """Push the output folder, and check what has arrived. For runs with `--push_to_hub`."""
+        """Push the output folder, and check the pushed model. For runs with `--push_to_hub`."""
         if not self.is_world_process_zero():
             return None
         folder, destination = str(self.args.output_dir), str(self.hub_model_id)
@@ -233,7 +233,7 @@ def how_to_continue(trainer: Trainer) -> str:
 
 
 class StopCallback(TrainerCallback):
-    """Ends the training in good order after a signal, in the same step in every process.
+    """Stops the training after a signal, at the same step in every process.
 
     Attributes:
         signal_number: of the signal that ended the training; `None` without one.
