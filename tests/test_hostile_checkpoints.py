@@ -136,10 +136,10 @@ CASES = {
     "zip bomb, pickle": (lambda folder: zip_bomb(folder, "data.pkl"), "run code|never compresses"),
     "index naming a file above": (
         lambda folder: index_that_leaves(folder, "../outside.safetensors"),
-        "not a file beside",
+        "not a file in the same folder",
     ),
-    "index naming a system file": (lambda folder: index_that_leaves(folder, "../../etc/passwd"), "not a file beside"),
-    "index naming an absolute path": (lambda folder: index_that_leaves(folder, "/etc/passwd"), "not a file beside"),
+    "index naming a system file": (lambda folder: index_that_leaves(folder, "../../etc/passwd"), "not a file in the same folder"),
+    "index naming an absolute path": (lambda folder: index_that_leaves(folder, "/etc/passwd"), "not a file in the same folder"),
 }
 
 

@@ -281,7 +281,7 @@ def test_the_index_of_a_variant_is_checked(family, gpt2, tmp_path):
     (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
     index = {"metadata": {}, "weight_map": {"model.norm.weight": "../outside.safetensors"}}
     (folder / "model.safetensors.index.fp16.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match=r"names '\.\./outside\.safetensors' as a part of the weights, which is not"):
+    with pytest.raises(ValueError, match=r"names '\.\./outside\.safetensors' as a weight file, which is not"):
         ScratchGPT2ForCausalLM.from_pretrained(folder, variant="fp16")
 
 
@@ -310,7 +310,7 @@ def test_the_size_is_checked_wherever_the_weights_are(place, tmp_path):
 def test_a_file_named_by_the_configuration_lies_beside_it(tmp_path):
     tiny_model().save_pretrained(tmp_path / "checkpoint")
     change_config(tmp_path / "checkpoint", transformers_weights="../outside.safetensors")
-    with pytest.raises(ValueError, match=r"names '\.\./outside\.safetensors' as a part of the weights, which is not"):
+    with pytest.raises(ValueError, match=r"names '\.\./outside\.safetensors' as a weight file, which is not"):
         ScratchGPT2ForCausalLM.from_pretrained(tmp_path / "checkpoint")
 
 
