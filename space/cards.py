@@ -1,4 +1,4 @@
-"""The cards of the Space's own models, written from their configuration, their run.json and the texts below."""
+"""The model cards of the embedded models, generated from their configuration, their run.json and the texts below."""
 
 import json
 from pathlib import Path
@@ -8,19 +8,19 @@ from huggingface_hub import ModelCardData
 from scratch_gpt2.hub.card import read_kind, render_card
 
 JOB = {
-    "base": "It continues stories for children. Give it a beginning such as `Once upon a time`.",
-    "assistant": """It tells a short story on request (about whom, with which words, with a happy or sad ending),
-and continues a story. It greets, says what it is, and answers everything else with one sentence that says that it
-cannot. It holds no facts, and it does not always use the words and names that it was asked for: see the results.""",
-    "spam": """It tells spam from other short messages, in the English of Britain, Singapore and India. Its
-probabilities are calibrated on the validation messages; below `unsure_below` of config.json a label should be shown
-as unsure.""",
+    "base": "It continues children's stories. Start it with a prompt such as `Once upon a time`.",
+    "assistant": """It writes a short story on request (with a given name, given words, or a happy or sad ending) and
+continues stories. It greets and says what it is, and declines all other requests in one sentence. It knows no facts,
+and it does not always use the requested words and names; see the results.""",
+    "spam": """It detects spam in short English messages from Britain, Singapore and India. Its probabilities are
+calibrated on the validation messages. Treat a label with a probability below `unsure_below` in config.json as
+unsure.""",
 }
 DATA = {
     "base": """- TinyStories (Eldan and Li 2023, arXiv:2305.07759; CDLA-Sharing-1.0): 11,162 stories, three times.
 - Fairy tales, fables, chapters of children's books and short stories in the public domain (FairytaleQA's stories,
   Apache-2.0; LCATS; Project Gutenberg): those with simple words, 15 MB.
-- Dialogues of the Schema-Guided Dialogue data set (Rastogi et al. 2020; CC BY-SA 4.0): 8 MB.
+- Dialogues of the Schema-Guided Dialogue dataset (Rastogi et al. 2020; CC BY-SA 4.0): 8 MB.
 - English sentences of Tatoeba (tatoeba.org; CC BY 2.0 FR): 27,000, in groups of 20.
 
 Documents are separated by the end-of-text token. Held out: the validation file of TinyStories, The Princess and Curdie
@@ -32,8 +32,8 @@ CommonsenseQA (MIT), OpenBookQA (Apache-2.0) and ARC (CC BY-SA 4.0). The test as
 validation file and for names that no story has. None of the data is in this repository.""",
     "spam": """The SMS Spam Collection v.1 (Almeida, Gómez Hidalgo and Yamakami, DocEng 2011), provided by its authors
 free and without warranty, and half of the messages of `junioralive/india-spam-sms-classification` (MIT). Duplicates
-were removed before either was split (seed 42). Each training message is read five times, each time as it was sent,
-without digits, without links or without both. The tokenizer reads capitals as small letters. The network is the first
+were removed before the split (seed 42). Each training message is read five times, each time as it was sent,
+without digits, without links or without both. The tokenizer lowercases its input. The network is the first
 four blocks of `base`, first trained on as a language model on the training messages. None of the data is in this
 repository.""",
 }
@@ -45,9 +45,9 @@ def write_card(folder: Path, *commands: str) -> None:
     about = ModelCardData(license="mit", library_name="transformers", pipeline_tag=task, tags=["scratch_gpt2"])
     steps = "\n".join(f"python examples/{command}" for command in commands)
     notes = [
-        JOB[folder.name] + " The weights are stored in bfloat16, and are under this project's licence, MIT.",
+        JOB[folder.name] + " The weights are stored in bfloat16 and released under the MIT license.",
         f"## Data\n\n{DATA[folder.name]}",
-        f"## Commands\n\nFrom `space/make_checkpoints.py`, without the files; seed 42:\n\n```bash\n{steps}\n```",
+        f"## Commands\n\nAs run by `space/make_checkpoints.py`, without file names; seed 42:\n\n```bash\n{steps}\n```",
         *comparison(run),
     ]
     plots = sorted(file.stem for file in folder.glob("*.png"))
@@ -66,11 +66,11 @@ def write_card(folder: Path, *commands: str) -> None:
 
 
 def comparison(run: dict) -> list[str]:
-    """A table for each of the models that `compared` in run.json tells of, on the same data."""
+    """A table for each model in `compared` of run.json, evaluated on the same data."""
     tables = []
     for name, metrics in run.get("compared", {}).items():
         rows = "\n".join(
             f"| {metric} | {run['metrics'][metric]:.4f} | {value:.4f} |" for metric, value in metrics.items()
         )
-        tables.append(f"Beside {name}:\n\n| metric | this model | {name} |\n| --- | ---: | ---: |\n{rows}")
+        tables.append(f"Compared with {name}:\n\n| metric | this model | {name} |\n| --- | ---: | ---: |\n{rows}")
     return ["## Compared\n\n" + "\n\n".join(tables)] if tables else []

@@ -138,8 +138,14 @@ CASES = {
         lambda folder: index_that_leaves(folder, "../outside.safetensors"),
         "not a file in the same folder",
     ),
-    "index naming a system file": (lambda folder: index_that_leaves(folder, "../../etc/passwd"), "not a file in the same folder"),
-    "index naming an absolute path": (lambda folder: index_that_leaves(folder, "/etc/passwd"), "not a file in the same folder"),
+    "index naming a system file": (
+        lambda folder: index_that_leaves(folder, "../../etc/passwd"),
+        "not a file in the same folder",
+    ),
+    "index naming an absolute path": (
+        lambda folder: index_that_leaves(folder, "/etc/passwd"),
+        "not a file in the same folder",
+    ),
 }
 
 
