@@ -1,5 +1,9 @@
 """Every figure is readable on light and dark pages, and nothing in it is cut off."""
 
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 from model_fixtures import recorded_figures
@@ -85,3 +89,20 @@ def test_nothing_is_written_after_an_error(tmp_path):
     with pytest.raises(ValueError), figure_file(tmp_path / "plot.png", [1]):
         raise ValueError
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def architecture():
+    script = Path(__file__).resolve().parents[1] / "docs" / "draw_architecture.py"
+    return SimpleNamespace(**runpy.run_path(str(script)))
+
+
+@pytest.mark.parametrize("name", ["LIGHT", "DARK"])
+def test_the_diagram_is_whole_and_readable(name, architecture):
+    palette = getattr(architecture, name)
+    figure = architecture.draw(palette)
+    figure.draw_without_rendering()
+    whole, size = figure.get_tightbbox(), figure.bbox_inches
+    assert whole.x0 >= 0 and whole.y0 >= 0 and whole.x1 <= size.x1 and whole.y1 <= size.y1
+    for fill in (palette.page, palette.stream, palette.attention, palette.feed_forward):
+        assert contrast(palette.ink, fill) >= 7
