@@ -57,7 +57,7 @@ class Arguments:
         metadata={"help": "Protocol for HellaSwag; see examples/hellaswag.py.", "choices": list(PROTOCOLS)},
     )
     classification: str | None = field(
-        default=None, metadata={"help": "Folder of prepared labelled texts, for classifiers."}
+        default=None, metadata={"help": "Folder of prepared labeled texts, for classifiers."}
     )
     new_tokens: int = field(default=64, metadata={"help": "Tokens to generate for measuring the speed; 0: none."})
     batch_size: int = field(

@@ -1,4 +1,4 @@
-"""Turn labelled text into the training, validation and test data of examples/classify.py.
+"""Turn labeled text into the training, validation and test data of examples/classify.py.
 
     python examples/prepare_classification.py --input SMSSpamCollection --output data/sms --unescape
     python examples/prepare_classification.py --input reviews.csv --text_column review --label_column stars \\

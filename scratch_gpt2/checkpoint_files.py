@@ -267,7 +267,7 @@ def reading_checkpoint(name_or_path, hub_kwargs: dict):
 
 
 def check_checkpoint(name: str, hub_kwargs: dict) -> None:
-    """Raise ValueError where the weights are of another architecture or a pickle, lie outside the checkpoint, or are
+    """Raise ValueError if the weights are of another architecture or a pickle, lie outside the checkpoint, or are
     far fewer than announced."""
     lookup = {key: hub_kwargs[key] for key in LOOKUP_ARGUMENTS if key in hub_kwargs}
     config = {}
@@ -289,7 +289,7 @@ def check_checkpoint(name: str, hub_kwargs: dict) -> None:
 
 
 def check_size(fields: dict, files: list[str], origin: str) -> None:
-    """Raise ValueError where config.json's `fields` describe more weights than `files` have room for, at half a byte
+    """Raise ValueError if config.json's `fields` describe more weights than `files` have room for, at half a byte
     each: the library would allocate them all before it found them missing. Small models are not checked."""
     try:
         config = ScratchGPT2Config.from_dict(fields)
@@ -304,7 +304,7 @@ def check_size(fields: dict, files: list[str], origin: str) -> None:
 
 
 def check_loaded(model, report: dict, origin: str) -> None:
-    """Raise ValueError where a checkpoint left gaps in the network, or a part of a head, that the library has filled
+    """Raise ValueError if a checkpoint left gaps in the network, or a part of a head, that the library has filled
     with random numbers, or has blocks that the network lacks. A whole new head is what fine-tuning begins with.
 
     Args:

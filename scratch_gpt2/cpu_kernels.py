@@ -192,7 +192,7 @@ class Int8Product:
 
 
 class Int4Product:
-    """`F.linear` with weights of 4 bits, and a scale and an offset for each `GROUP` neighbours in a row of the weight.
+    """`F.linear` with weights of 4 bits, and a scale and an offset for each `GROUP` neighbors in a row of the weight.
     Inputs and outputs are rounded to bfloat16, which every processor converts."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None):

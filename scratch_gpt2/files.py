@@ -169,7 +169,7 @@ def is_model_file(file: Path, folder: Path) -> bool:
 
 
 def check_writable(file: Path) -> None:
-    """Raise OSError where a file of this name cannot be created."""
+    """Raise OSError if a file of this name cannot be created."""
     folder = next(parent for parent in Path(os.path.abspath(file)).parents if parent.exists())
     try:
         with tempfile.TemporaryFile(dir=folder):

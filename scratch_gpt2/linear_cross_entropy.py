@@ -38,7 +38,7 @@ def linear_cross_entropy(
         hidden_states: (B, T, C)
         weight: (V, C), usually the token embeddings.
         labels: (B, T) token ids, shifted here by one: position t is scored on `labels[:, t + 1]`.
-        num_items_in_batch: divisor of the summed loss; defaults to the number of labelled positions.
+        num_items_in_batch: divisor of the summed loss; defaults to the number of labeled positions.
         shift_labels: (B, T) labels that are already shifted; they replace `labels`.
         ignore_index: label of the positions to ignore.
         kwargs: arguments of other parts of the model, ignored as in transformers' own losses.
@@ -73,7 +73,7 @@ def linear_cross_entropy(
 
 
 def label_count(labels, num_items_in_batch=None, shift_labels=None, ignore_index: int = IGNORE_INDEX, **kwargs):
-    """Divisor of the summed loss: `num_items_in_batch`, by default the number of labelled positions. Never 0, so that
+    """Divisor of the summed loss: `num_items_in_batch`, by default the number of labeled positions. Never 0, so that
     a batch without labels has the loss 0 and not 0 / 0."""
     if num_items_in_batch is None:
         scored = labels[..., 1:] if shift_labels is None else shift_labels

@@ -362,7 +362,7 @@ class ScratchGPT2ForCausalLM(ScratchGPT2PreTrainedModel, GenerationMixin):
                 done if the caller only reads the loss: in training with `input_ids`, `labels` and
                 `num_items_in_batch`, which is how transformers' Trainer calls a model.
 
-        Returns `loss`, a float32 scalar (mean over the labelled positions, or their sum over `num_items_in_batch`),
+        Returns `loss`, a float32 scalar (mean over the labeled positions, or their sum over `num_items_in_batch`),
         `logits` (B, T, V), and what `ScratchGPT2Model` returns."""
         if labels is not None and use_cache is None:
             use_cache = False

@@ -97,7 +97,7 @@ def read_checkpoint(model_class: type[PreTrainedModel], name_or_path, kwargs: di
     checkpoint lacks is left out of the state dict.
 
     Raises ValueError for an unknown or missing key, a wrong shape, an option not implemented here or a damaged file;
-    FileNotFoundError where there are no weights; ImportError for OpenAI's TensorFlow format without TensorFlow.
+    FileNotFoundError if there are no weights; ImportError for OpenAI's TensorFlow format without TensorFlow.
     """
     path, kwargs = os.fspath(name_or_path or "state_dict"), dict(kwargs)
     lookup = {name: kwargs.pop(name) for name in LOOKUP_ARGUMENTS if name in kwargs}

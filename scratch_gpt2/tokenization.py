@@ -67,7 +67,7 @@ def load_tokenizer(name_or_folder: str | os.PathLike) -> PreTrainedTokenizerFast
     `name_or_folder` is a Hub id, a folder (`tokenizer.json`, `vocab.json` + `merges.txt`, or OpenAI's
     `encoder.json` + `vocab.bpe`), or `tiktoken:gpt2`.
 
-    Raises FileNotFoundError where no tokenizer is found, ValueError for one that is damaged, has no vocabulary
+    Raises FileNotFoundError if no tokenizer is found, ValueError for one that is damaged, has no vocabulary
     or has no eos token.
     """
     name = os.fspath(name_or_folder)
@@ -104,7 +104,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def check_text(text: str) -> str:
-    """Return the text, or raise ValueError where half a surrogate pair makes it impossible to encode.
+    """Return the text, or raise ValueError if half a surrogate pair makes it impossible to encode.
 
     Such strings come from broken JSON and from bytes that were not UTF-8. A tokenizer reports only that its argument
     has the wrong type.

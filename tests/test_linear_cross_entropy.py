@@ -318,7 +318,7 @@ def test_logits_are_never_built(monkeypatch):
     assert largest == {True: 1000 * 8, False: 4 * 32 * 1000}
 
 
-def test_unlabelled_positions_are_left_out_of_the_product(monkeypatch):
+def test_unlabeled_positions_are_left_out_of_the_product(monkeypatch):
     """8 of 128 positions have a label, so one chunk of 8 rows is all there is."""
     model = tiny_model(vocab_size=1000, n_embd=4, n_layer=1).train()
     ids = random_ids(4, 32)

@@ -202,7 +202,7 @@ LABELLED = {
     "SMSSpamCollection.xz": (lzma.compress(b"ham\tone\nspam\ttwo\n"), ["ham", "spam"]),
     "utf16.tsv": ("1\tone\n".encode("utf-16"), "FILE is not UTF-8 but UTF-16 or a binary file"),
     "latin.tsv": (b"1\tcaf\xe9\n", "FILE is not UTF-8 (byte 0xe9)"),
-    "empty.csv": (b"", "FILE has no rows; give a file with labelled text."),
+    "empty.csv": (b"", "FILE has no rows; give a file with labeled text."),
     "columns.csv": (
         b"body,class\none,1\n",
         "FILE, line 2 has no column 'text' and no 'label'; its columns are 'body'",

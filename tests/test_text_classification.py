@@ -1,4 +1,4 @@
-"""Labelled text, from files of all kinds to a folder with three splits."""
+"""Labeled text, from files of all kinds to a folder with three splits."""
 
 import json
 from collections import Counter
@@ -218,7 +218,7 @@ def test_rows_that_cannot_be_split(numbers, fractions, message):
 
 
 BAD_FILES = {
-    "empty.tsv": (b"", "FILE has no rows; give a file with labelled text."),
+    "empty.tsv": (b"", "FILE has no rows; give a file with labeled text."),
     "word.docx": (b"x", "FILE has an unsupported file type; use one of .json, .jsonl, .csv, .tsv, .parquet."),
     "latin.tsv": (b"ham\tcaf\xe9\n", "FILE is not UTF-8 (byte 0xe9); convert it, e.g. with iconv."),
     "latin.csv": (b"label,text\nham,caf\xe9\n", "FILE is not UTF-8 (byte 0xe9); convert it, e.g. with iconv."),
@@ -251,7 +251,7 @@ def test_a_bad_file_is_named_in_one_sentence(tmp_path, name):
 
 
 def test_a_missing_file_and_a_misspelt_column(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"absent\.tsv is not a file; give labelled text as \.tsv"):
+    with pytest.raises(FileNotFoundError, match=r"absent\.tsv is not a file; give labeled text as \.tsv"):
         read_labelled_text(tmp_path / "absent.tsv")
     (tmp_path / "a.tsv").write_text("label\ttext\nham\tone\n")
     with pytest.raises(ValueError, match="line 2 has no column 'txt'; its columns are 'label', 'text'"):

@@ -126,7 +126,7 @@ def encode_documents(documents: list[str], tokenizer: PreTrainedTokenizerBase) -
 def tiktoken_encoding(tokenizer: PreTrainedTokenizerBase) -> tiktoken.Encoding | None:
     """The tokenizer's own BPE in tiktoken, or `None` where it is not built like GPT-2's.
 
-    tiktoken has no merges: of all neighbours it joins those whose bytes together have the lowest id. The result is the
+    tiktoken has no merges: of all neighbors it joins those whose bytes together have the lowest id. The result is the
     same where the order of the ids is that of the merges, as it is after training.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())

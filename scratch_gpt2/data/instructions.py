@@ -60,7 +60,7 @@ def read_instructions(source: str | list[str], max_rows: int | None = None) -> l
 
     Rows whose answer is empty teach nothing; they are left out, and a warning says how many.
 
-    Raises FileNotFoundError for a missing file, ConnectionError where the Hub cannot be reached, and ValueError,
+    Raises FileNotFoundError for a missing file, ConnectionError if the Hub cannot be reached, and ValueError,
     with the number of the row, for a row that is no conversation ending with an answer.
     """
     if max_rows is not None and max_rows < 1:
@@ -206,7 +206,7 @@ def split(
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> list[int]:
     """Ids after which a model is to answer: the first ids of `encode_conversation` with that answer.
 
-    Raises ValueError where the chat template refuses the messages.
+    Raises ValueError if the chat template refuses the messages.
     """
     return render(tokenizer, messages, add_generation_prompt=True)["input_ids"]
 
@@ -220,7 +220,7 @@ def encode_conversation(
     """`input_ids` and `labels`, both cut to `max_length`. The labels are the ids of the assistant's answers, each
     with the eos token that ends it, and -100 elsewhere; or all the ids with `train_on_prompt`.
 
-    Raises ValueError where the chat template refuses the messages, marks no answer, or does not begin the conversation
+    Raises ValueError if the chat template refuses the messages, marks no answer, or does not begin the conversation
     with the prompt of `encode_prompt`.
     """
     encoded = render(tokenizer, messages, return_assistant_tokens_mask=True)

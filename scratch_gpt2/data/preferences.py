@@ -35,7 +35,7 @@ def read_preferences(source: str | list[str], max_rows: int | None = None) -> li
     Pairs of equal answers, and pairs with an empty one, teach no preference; they are left out, and a warning says how
     many.
 
-    Raises FileNotFoundError for a missing file, ConnectionError where the Hub cannot be reached, and ValueError,
+    Raises FileNotFoundError for a missing file, ConnectionError if the Hub cannot be reached, and ValueError,
     with the number of the row, for a row in none of the forms at the top of this file.
     """
     pairs: list[Preference] = []

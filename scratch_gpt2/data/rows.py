@@ -29,7 +29,7 @@ def read_rows(source: str, columns: list[str] | None = None) -> Iterator[Located
     Args:
         columns: the only columns of a Parquet file to read; all by default.
 
-    Raises FileNotFoundError for a missing file, ConnectionError where the Hub cannot be reached, and ValueError for a
+    Raises FileNotFoundError for a missing file, ConnectionError if the Hub cannot be reached, and ValueError for a
     file of an unknown kind, text that is not UTF-8, and a row that cannot be read.
     """
     kind = kind_of(source)
@@ -184,7 +184,7 @@ def hub_rows(
     N machines. Where N divides the number of the data set's files, a machine downloads its own files only. In offline
     mode (HF_HUB_OFFLINE=1), the data set is read from the local cache.
 
-    Raises ConnectionError where the Hub cannot be reached or stops answering.
+    Raises ConnectionError if the Hub cannot be reached or stops answering.
     """
     import datasets
     from datasets.distributed import split_dataset_by_node

@@ -1,4 +1,4 @@
-"""Labelled texts: read, cleaned, split, and kept in a folder that examples/classify.py trains on.
+"""Labeled texts: read, cleaned, split, and kept in a folder that examples/classify.py trains on.
 
 A row is `{"text": str, "label": str}`. A label is the name of one class; a number in a file becomes its digits.
 """
@@ -59,10 +59,10 @@ def read_labelled_text(
     """
     file = str(file)
     if not Path(file).is_file():
-        raise FileNotFoundError(f"{file} is not a file; give labelled text as .tsv, .csv, .json, .jsonl or .parquet.")
+        raise FileNotFoundError(f"{file} is not a file; give labeled text as .tsv, .csv, .json, .jsonl or .parquet.")
     rows = [labelled_row(row, text_column, label_column, at) for row, at in rows_of(file, text_column, label_column)]
     if not rows:
-        raise ValueError(f"{file} has no rows; give a file with labelled text.")
+        raise ValueError(f"{file} has no rows; give a file with labeled text.")
     return rows
 
 
@@ -84,7 +84,7 @@ def read_labelled_hub(
 ) -> list[Row]:
     """The rows of one split of a data set on the Hub; labels by their names where the data set has some.
 
-    Raises ConnectionError where the Hub cannot be reached, and ValueError as `read_labelled_text`.
+    Raises ConnectionError if the Hub cannot be reached, and ValueError as `read_labelled_text`.
     """
     rows = hub_rows(name, config, split)
     return [labelled_row(row, text_column, label_column, origin) for row, origin in rows]
@@ -302,7 +302,7 @@ def check_new(folder: str | os.PathLike) -> None:
 
 def save_prepared(prepared: PreparedClassification, folder: str | os.PathLike) -> None:
     """Write train.jsonl, validation.jsonl, test.jsonl and report.json, under another name first, so that the folder is
-    never incomplete. Raises FileExistsError where `folder` exists."""
+    never incomplete. Raises FileExistsError if `folder` exists."""
     check_new(folder)
     folder = Path(folder)
     unfinished = folder.with_name(f".{folder.name}-{uuid.uuid4().hex}")
@@ -321,7 +321,7 @@ def save_prepared(prepared: PreparedClassification, folder: str | os.PathLike) -
 def load_prepared(folder: str | os.PathLike) -> PreparedClassification:
     """Read what `save_prepared` wrote.
 
-    Raises FileNotFoundError for a folder without a report, and ValueError where the splits are not those that the
+    Raises FileNotFoundError for a folder without a report, and ValueError if the splits are not those that the
     report describes.
     """
     folder = Path(folder)

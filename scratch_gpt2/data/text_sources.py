@@ -105,7 +105,7 @@ def read_hub(
 ) -> Iterator[Piece]:
     """The documents of a data set on the Hub, streamed; with `part` (I, N) only those of one of N machines.
 
-    Raises ConnectionError where the Hub cannot be reached or stops answering, ValueError for a missing column.
+    Raises ConnectionError if the Hub cannot be reached or stops answering, ValueError for a missing column.
     """
     rows = hub_rows(name, config, split, streaming=True, part=part)
     yield from documents_of_rows(rows, text_column or "text", separator)
@@ -162,7 +162,7 @@ def checked(text: str, origin: str) -> str:
 def read_whole_text(file: str) -> str:
     """A file's text with its own line ends, separators included.
 
-    Raises ValueError where it is empty or not UTF-8, and for a table, whose syntax is no text.
+    Raises ValueError if it is empty or not UTF-8, and for a table, whose syntax is no text.
     """
     if kind_of(file) in ROW_KINDS:
         raise ValueError(f"{file} is a table of rows; give its texts as a .txt file.")

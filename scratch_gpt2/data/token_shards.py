@@ -84,7 +84,7 @@ def write_token_shards(
 
 
 def check_source(index: dict, source: dict[str, Any] | str, folder: Path) -> None:
-    """Raise ValueError where the shards of `index` were made from other text than `source`; how files are called does
+    """Raise ValueError if the shards of `index` were made from other text than `source`; how files are called does
     not matter."""
     if index["format"] != FORMAT:
         raise ValueError(
@@ -332,7 +332,7 @@ class TokenShards(torch.utils.data.Dataset):
         return None if self.bytes is None else self.bytes / self.tokens
 
     def check_fits(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
-        """Raise ValueError where the tokenizer is another one, or the model too small in vocabulary or positions."""
+        """Raise ValueError if the tokenizer is another one, or the model too small in vocabulary or positions."""
         if tokenizer_fingerprint(tokenizer) != self.index["tokenizer"]:
             raise ValueError(
                 f"The shards in {self.folder} were made with another tokenizer; use {self.folder / 'tokenizer'}."
@@ -341,7 +341,7 @@ class TokenShards(torch.utils.data.Dataset):
 
 
 def check_model_fits(subject: str, vocab_size: int, block_length: int, config: PretrainedConfig) -> None:
-    """Raise ValueError where a model is too small for token ids below `vocab_size` or for blocks of `block_length`."""
+    """Raise ValueError if a model is too small for token ids below `vocab_size` or for blocks of `block_length`."""
     if vocab_size > config.vocab_size:
         raise ValueError(
             f"{subject} {vocab_size} token ids, but the model's vocab_size is {config.vocab_size}; use a model with "
@@ -366,7 +366,7 @@ def verify(folder: str | os.PathLike) -> int:
 
 
 def check_file_size(folder: Path, shard: dict) -> Path:
-    """The shard's file. Raises FileNotFoundError where it is missing, ValueError where it has another size."""
+    """The shard's file. Raises FileNotFoundError if it is missing, ValueError if it has another size."""
     file = folder / shard["file"]
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; make the shards again.")

@@ -61,7 +61,7 @@ class TokenStream(torch.utils.data.IterableDataset):
             logger.warning("The text has ended after %s blocks and is read again from its beginning.", f"{count:,}")
 
     def validation(self) -> list[dict[str, torch.Tensor]]:
-        """The first blocks of the text. Raises ValueError where no block is left to train on."""
+        """The first blocks of the text. Raises ValueError if no block is left to train on."""
         blocks = list(itertools.islice(self.read_once(), self.validation_blocks + 1))
         if len(blocks) <= self.validation_blocks:
             raise ValueError(self.too_short())
@@ -92,7 +92,7 @@ class TokenStream(torch.utils.data.IterableDataset):
         return self.source.describe() | described | {"first": first.hexdigest()}
 
     def check_fits(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
-        """Raise ValueError where a model is too small in vocabulary or positions."""
+        """Raise ValueError if a model is too small in vocabulary or positions."""
         check_model_fits("The tokenizer has", len(tokenizer), self.block_length, config)
 
 

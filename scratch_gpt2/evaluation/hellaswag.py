@@ -100,7 +100,7 @@ def read_hellaswag(file: str | os.PathLike) -> list[Example]:
 def load_hellaswag() -> list[Example]:
     """The validation split from the Hugging Face Hub.
 
-    Raises ConnectionError where the Hub cannot be reached, ValueError for rows of another form.
+    Raises ConnectionError if the Hub cannot be reached, ValueError for rows of another form.
     """
     return [parse_row(row, origin) for row, origin in hub_rows(DATA_SET, split="validation")]
 

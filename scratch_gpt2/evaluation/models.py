@@ -133,7 +133,7 @@ def measure_generation(model: PreTrainedModel, new_tokens: int, repeats: int = 3
     meanwhile, including weights and libraries; on a GPU, the peak of torch's allocations. NaN where the system does
     not report it.
 
-    Raises ValueError where prompt and new tokens exceed the model's positions.
+    Raises ValueError if prompt and new tokens exceed the model's positions.
     """
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions is not None and PROMPT_LENGTH + new_tokens > positions:

@@ -1,6 +1,6 @@
 """A report on one or several models, side by side: perplexity, HellaSwag, classification, speed of generation.
 
-Every model is evaluated in a process of its own, so that none uses another's memory, caches or random state.
+Every model is evaluated in its own process, so that none uses another's memory, caches or random state.
 """
 
 import math
@@ -79,7 +79,7 @@ def measure_all(names: list[str], tokenizer: str | None, plan: Plan) -> tuple[di
 
 
 def measure_apart(name: str, tokenizer: str | None, plan: Plan) -> dict:
-    """`measure_model` in a process of its own. Raises what it raises, and ChildProcessError if it was killed."""
+    """`measure_model` in its own process. Raises what it raises, and ChildProcessError if it was killed."""
     with ProcessPoolExecutor(max_workers=1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(measure_model, name, tokenizer, plan).result()
@@ -92,7 +92,7 @@ def measure_apart(name: str, tokenizer: str | None, plan: Plan) -> dict:
 def measure_model(name: str, tokenizer_name: str | None, plan: Plan) -> dict:
     """Everything in the plan that applies to this kind of model, as JSON values.
 
-    Raises ValueError where nothing applies, and the errors of the evaluations.
+    Raises ValueError if nothing applies, and the errors of the evaluations.
     """
     model = load_model(name, reference=plan.reference).to(PartialState().device)
     tokenizer = load_tokenizer(tokenizer_name) if tokenizer_name else load_tokenizer_of(name)

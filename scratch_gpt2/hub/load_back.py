@@ -1,4 +1,4 @@
-"""Load a pushed model and save its outputs: a script that `check_pushed` runs in a process of its own.
+"""Load a pushed model and save its outputs: a script that `check_pushed` runs in its own process.
 
     python -P load_back.py REPO_ID REVISION TEXT FILE MODEL_CLASS [BASE]
 
