@@ -45,7 +45,7 @@ def plot_log(history: list[dict], path: Path) -> None:
         return
     rows = ([["loss"] * max(1, len(small))] if losses else []) + ([list(small)] if small else [])
     with figure_file(path, figsize=(8, 6 if len(rows) == 2 else 4)) as figure:
-        panels = figure.subplot_mosaic(rows, height_ratios=[2.5, 1][: len(rows)])
+        panels: dict = figure.subplot_mosaic(rows, height_ratios=[2.5, 1][: len(rows)])
         for label, points in losses.items():
             panels["loss"].plot(*zip(*points, strict=True), label=label)
         if losses:
@@ -95,4 +95,6 @@ def plot_confusion_matrix(matrix: list[list[int]], label_names: list[str], path:
         axes.set_yticks(range(len(names)), names, parse_math=False)
         for i, row in enumerate(matrix):
             for j, count in enumerate(row):
-                axes.text(j, i, count, ha="center", va="center", color="white" if 2 * count > darkest else "black")
+                axes.text(
+                    j, i, str(count), ha="center", va="center", color="white" if 2 * count > darkest else "black"
+                )
