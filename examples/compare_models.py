@@ -48,7 +48,7 @@ class Arguments:
         default=None, metadata={"help": "Tokens by which the window advances; by default half a window."}
     )
     document_separator: str = field(
-        default=END_OF_TEXT, metadata={"help": "What separates the documents of a text; '' for nothing."}
+        default=END_OF_TEXT, metadata={"help": "Document separator in the texts; '' for none."}
     )
     hellaswag: str | None = field(default=None, metadata={"help": "HellaSwag's validation data in its original form."})
     hellaswag_limit: int | None = field(default=None, metadata={"help": "Use the first N examples only."})

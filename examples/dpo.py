@@ -11,9 +11,9 @@
 Start from a model that follows instructions (examples/sft.py). Rows are {"instruction", "input", "chosen",
 "rejected"}, {"prompt", "chosen", "rejected"}, or conversations `chosen` and `rejected`, in files or on the Hub. The
 training makes chosen answers more probable than rejected ones, compared with the model that it starts from; `--beta`
-says how far it may move away. `--lora` trains adapters only.
+keeps it close to that model. `--lora` trains adapters only.
 
-The script measures pairs held out from the training, before and after it: how often the model finds the chosen answer
+The script evaluates held-out pairs before and after training: how often the model finds the chosen answer
 more probable (accuracy), and by how many nats on average (margin). `--judge` has a language model score the answers
 to these prompts, before and after, and reports how often the later one is better (win rate).
 

@@ -5,7 +5,7 @@
     python examples/export.py --model runs/assistant --output runs/assistant-gpt2
 
 An output that ends in .gguf is one file with weights, tokenizer and chat template; an Ollama Modelfile is written
-beside it. Any other output is a folder that transformers reads as its own GPT-2. Adapters are merged first.
+next to it. Any other output is a folder that transformers reads as its own GPT-2. Adapters are merged first.
 """
 
 if __name__ == "__main__":  # --help and mistyped options are answered before the imports below, which take seconds

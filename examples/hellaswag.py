@@ -1,4 +1,4 @@
-"""HellaSwag accuracy of a causal language model, by a protocol whose figures others report.
+"""HellaSwag accuracy of a causal language model, with protocols for which published results exist.
 
     python examples/hellaswag.py --model checkpoints/my-gpt2 --data hellaswag_val.jsonl
     python examples/hellaswag.py --model openai-community/gpt2 --results gpt2.jsonl --json gpt2.json
@@ -8,8 +8,8 @@ Without `--data` the validation split is downloaded from the Hub (Rowan/hellaswa
 https://github.com/rowanz/hellaswag is the same. `--results` gets a line for each example as soon as it is computed,
 and the same command continues a stopped run.
 
-Published figures of OpenAI's GPT-2 124M on all 10,042 examples: 0.2892 and normalized 0.3114 by lm-eval; 0.2859 and
-0.2955 by build-nanogpt. The examples are a sample themselves: the intervals are Wilson's, at 95%.
+Published results of OpenAI's GPT-2 124M on all 10,042 examples: 0.2892 and normalized 0.3114 with lm-eval; 0.2859
+and 0.2955 with build-nanogpt. The script also prints 95% Wilson intervals, because the examples are a sample.
 """
 
 if __name__ == "__main__":  # --help and mistyped options are answered before the imports below, which take seconds
@@ -53,7 +53,7 @@ class Arguments:
     )
     protocol: str = field(
         default="lm-eval",
-        metadata={"help": "Whose figures the result can be compared with.", "choices": list(PROTOCOLS)},
+        metadata={"help": "Compare only results of the same protocol.", "choices": list(PROTOCOLS)},
     )
     limit: int | None = field(default=None, metadata={"help": "Use the first N examples only."})
     batch_size: int = field(default=4, metadata={"help": "Examples per batch; affects speed and memory only."})

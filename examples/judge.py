@@ -8,7 +8,7 @@ The first command asks Ollama at its default address, the second one OpenAI with
 OPENAI_API_KEY, the third one `transformers serve`. The responses are a list of objects with instruction, input, output
 (the reference) and response, as examples/respond.py writes them. Each reply is appended to `--output` as soon as it
 arrives, so the same command continues a stopped run. The summary (.json) and the histogram of the scores (.png) are
-written beside it.
+written next to it.
 """
 
 if __name__ == "__main__":  # --help and mistyped options are answered before the imports below, which take seconds
@@ -43,7 +43,7 @@ class Arguments:
     response_field: str = field(default="response", metadata={"help": "Field of a row with the text to score."})
     concurrency: int = field(default=4, metadata={"help": "Number of requests in flight."})
     timeout: float = field(default=60.0, metadata={"help": "Seconds for one request."})
-    retries: int = field(default=5, metadata={"help": "Further attempts for a request, after 1, 2, 4 ... seconds."})
+    retries: int = field(default=5, metadata={"help": "Retries of a failed request, after 1, 2, 4, ... seconds."})
     max_tokens: int = field(
         default=16,
         metadata={"help": "Maximum length of a reply; a longer one is not a score. A reasoning model needs more."},

@@ -4,11 +4,11 @@
     python examples/perplexity.py --model openai-community/gpt2 --text *.txt --stride 1024 --json perplexity.json
     accelerate launch --cpu examples/perplexity.py --model ckpt.pt --tokenizer tiktoken:gpt2 --text book.txt
 
-Each file is one text, over which a window of `--context` tokens slides in steps of `--stride`; see
+A window of `--context` tokens slides over each file in steps of `--stride` tokens; see
 `scratch_gpt2/evaluation/perplexity.py`. GPT-2 checkpoints of any origin are computed with our model, other
 architectures with transformers' own classes. accelerate chooses the device.
 
-Published GPT-2 figures on WikiText-2 are for the rows of the Hub's data set with a blank line between them, 287,644
+Published GPT-2 results on WikiText-2 are for the rows of the Hub's dataset with a blank line between them, 287,644
 tokens; the file `wiki.test.raw` itself has 286,221. This command writes the former:
 
     python -c "from datasets import load_dataset as load; \\
@@ -52,9 +52,9 @@ class Arguments:
     )
     batch_size: int = field(default=4, metadata={"help": "Windows per batch; affects speed and memory only."})
     document_separator: str = field(
-        default=END_OF_TEXT, metadata={"help": "What separates the documents of a text; '' for nothing."}
+        default=END_OF_TEXT, metadata={"help": "Document separator in the texts; '' for none."}
     )
-    json: str | None = field(default=None, metadata={"help": "File to write the figures and their protocol to."})
+    json: str | None = field(default=None, metadata={"help": "File to write the results and their protocol to."})
     overwrite: bool = field(default=False, metadata={"help": "Replace the file of --json if it exists."})
 
 

@@ -1,10 +1,10 @@
-"""Plan a pretraining run: memory per GPU, days, and what a restart costs. Nothing is trained or downloaded.
+"""Plan a pretraining run: memory per GPU, days, and the cost of a restart. Nothing is trained or downloaded.
 
     python examples/plan_run.py --preset gpt2 --gpus 8 --tokens 10e9
     python examples/plan_run.py --preset gpt2-xl --gpus 64 --gpu A100 --tokens 10e9 100e9 --gradient_checkpointing
 
 Memory is that of float32 weights with bfloat16 autocast, as the training scripts use it. The context of CUDA and
-fragmentation come on top, about 2 GB. The speed is what `--mfu` of the GPU's peak gives, not a measurement.
+fragmentation add about 2 GB. The speed is calculated as `--mfu` times the GPU's peak, not measured.
 """
 
 if __name__ == "__main__":  # --help and mistyped options are answered before the imports below, which take seconds

@@ -6,13 +6,13 @@
     python examples/prepare_classification.py --hub ucirvine/sms_spam --text_column sms --output data/sms
 
 Duplicates are removed before splitting, because a text in both the training and the test data makes a model look
-better than it is. Many tutorials on the SMS data use as many messages of one kind as of the other, with duplicates:
+better than it is. Many tutorials on the SMS data use equally many messages of each class, with duplicates:
 
     python examples/prepare_classification.py --input SMSSpamCollection --output data/sms-balanced \\
         --balance --keep_duplicates
 
-OUTPUT holds train.jsonl, validation.jsonl, test.jsonl, each line {"text": ..., "label": ...}, and report.json. Every
-text has one label; lists of labels are refused. Labels are numbered in natural order (ham, spam; 2, 10). Of two
+OUTPUT contains train.jsonl, validation.jsonl and test.jsonl, with lines {"text": ..., "label": ...}, and report.json.
+Every text has one label; lists of labels are rejected. Labels are numbered in natural order (ham, spam; 2, 10). Of two
 labels, the rarer one is the positive class of precision, recall and F1.
 """
 

@@ -1,4 +1,4 @@
-"""Push a trained model or adapter to the Hugging Face Hub, with a model card, and check what has arrived.
+"""Push a trained model or adapter to the Hugging Face Hub, with a model card, and verify the pushed model.
 
     hf auth login
     python examples/push_to_hub.py --folder runs/assistant --repo_id assistant --license mit

@@ -1,11 +1,11 @@
-"""Serve a language model to OpenAI clients, by transformers' own server.
+"""Serve a language model to OpenAI clients with transformers' server.
 
     python examples/serve.py --model runs/assistant
     python examples/serve.py --model space/checkpoints/base --port 8001
 
-It answers /v1/chat/completions and /v1/completions, whole or streamed. Requests name the model as it is named here. An
-answer is sampled if the request names a temperature above 0; otherwise it is the likeliest one.
-Serve an adapter after merging it: examples/export.py writes the merged model into a folder.
+The server implements /v1/chat/completions and /v1/completions, with and without streaming. Requests must use the
+model name given here. Answers are sampled if the request has a temperature above 0, and decoded greedily otherwise.
+To serve an adapter, merge it with examples/export.py first.
 """
 
 if __name__ == "__main__":  # --help and mistyped options are answered before the imports below, which take seconds

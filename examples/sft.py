@@ -9,9 +9,9 @@
         --data tatsu-lab/alpaca --pack --gradient_accumulation_steps 1 --output_dir runs/alpaca2
 
 Rows are {"instruction", "input", "output"}, {"prompt", "completion"} or {"messages"}, in files or on the Hub. The
-tokenizer's chat template renders them, and only the answers, each with the eos that ends it, are learned. The loss is
-the mean over the answers' tokens of a whole optimizer step, no matter how the step is divided into rows, passes and
-processes. `--pack` puts several conversations into one row, where none attends to another, and saves the padding.
+tokenizer's chat template formats them, and only the answers, including the eos token, count in the loss. The loss is
+averaged over all answer tokens of an optimizer step, regardless of how they are split across rows, passes and
+processes. `--pack` puts several conversations into one row to avoid padding; they do not attend to each other.
 
 The defaults suit 124M parameters on one small GPU. With less memory, halve --per_device_train_batch_size, double
 --gradient_accumulation_steps, or add --activation_checkpointing. All of transformers' TrainingArguments can be set
