@@ -21,7 +21,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from scratch_gpt2.files import new_figure, read_json, save_figure, write_json
+from scratch_gpt2.files import figure_file, read_json, write_json
 
 PRETRAIN = Path(__file__).resolve().parents[2] / "examples" / "pretrain.py"
 COMMON = (
@@ -100,14 +100,13 @@ def widths(args) -> dict[str, list[float]]:
         for rate in LEARNING_RATES
     }
     losses = train_all(args, runs)
-    figure = new_figure(figsize=(6, 4))
-    axes = figure.subplots()
-    for width in WIDTHS:
-        means = [statistics.mean(losses[f"width{width}-{rate}"]) for rate in LEARNING_RATES]
-        axes.plot([float(rate) for rate in LEARNING_RATES], means, marker="o", label=f"width {width}")
-    axes.set(xscale="log", xlabel="learning rate", ylabel="validation loss (nats per token)")
-    axes.legend()
-    save_figure(figure, args.output / "widths.png")
+    with figure_file(args.output / "widths.png", figsize=(6, 4)) as figure:
+        axes = figure.subplots()
+        for width in WIDTHS:
+            means = [statistics.mean(losses[f"width{width}-{rate}"]) for rate in LEARNING_RATES]
+            axes.plot([float(rate) for rate in LEARNING_RATES], means, marker="o", label=f"width {width}")
+        axes.set(xscale="log", xlabel="learning rate", ylabel="validation loss (nats per token)")
+        axes.legend()
     return losses
 
 
