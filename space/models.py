@@ -5,6 +5,7 @@ Only safetensors are read, and no code that comes with a checkpoint is run.
 
 import json
 from collections import OrderedDict
+from concurrent.futures import Future, wait
 from pathlib import Path
 from threading import Lock
 
@@ -32,6 +33,7 @@ HUB_FILES += ["tokenizer_config.json", "vocab.json", "merges.txt", "special_toke
 MAX_PARAMETERS = 400_000_000  # gpt2-medium has 355M
 MAX_CHECKPOINT_BYTES = 2_000_000_000
 OTHERS_IN_MEMORY = 2  # models besides the embedded ones
+MAX_WAIT = 120  # seconds for a model that another visitor is loading
 MAX_DOWNLOADS = 20  # different repositories until the next start, since each stays on the disk
 
 Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase]
@@ -52,7 +54,7 @@ class Checkpoints:
         self.local = Path(local).resolve() if local is not None else None
         self.loaded: OrderedDict[tuple[str, type], Loaded] = OrderedDict()
         self.downloaded: set[str] = set()
-        self.loading: set[tuple[str, type]] = set()
+        self.loading: dict[tuple[str, type], Future] = {}
         self.lock = Lock()  # held for moments, never while a model is downloaded or read
         self.reading = Lock()  # two `from_pretrained` at the same time lose tied weights
 
@@ -85,16 +87,26 @@ class Checkpoints:
         """The model in float32 for inference, and its tokenizer with the chat template of this project.
 
         Raises FileNotFoundError for a model that is not there or may not be looked for, and ValueError for one that
-        is not a GPT-2, too large or damaged, and for one that another visitor is waiting for.
+        is not a GPT-2, too large or damaged. Whoever asks for a model that is being loaded waits for that load and
+        gets its result or its error; after MAX_WAIT seconds ValueError.
         """
         name = str(name or "").strip()
         key = (name, model_class)
         with self.lock:
             if key in self.loaded:
                 return self.loaded[key]
-            if key in self.loading:
-                raise ValueError(f"The model {name!r} is being loaded; try again in a moment.")
-            self.loading.add(key)
+            future = self.loading.get(key)
+            is_first = future is None
+            if is_first:
+                future = self.loading[key] = Future()
+        if is_first:
+            self.load_into(future, key)
+        elif not wait([future], MAX_WAIT).done:
+            raise ValueError(f"The model {name!r} is still being loaded; try again in a moment.")
+        return future.result()
+
+    def load_into(self, future: Future, key: tuple[str, type]) -> None:
+        name, model_class = key
         try:
             folder = self.find(name)
             with self.reading:
@@ -106,10 +118,12 @@ class Checkpoints:
                 if name not in EMBEDDED and len(others) >= OTHERS_IN_MEMORY:
                     del self.loaded[others[0]]
                 self.loaded[key] = loaded
-            return loaded
+            future.set_result(loaded)
+        except BaseException as error:
+            future.set_exception(error)
         finally:
             with self.lock:
-                self.loading.discard(key)
+                del self.loading[key]
 
     def facts(self, name: str) -> dict:
         """What an embedded model's `run.json` says, or nothing."""

@@ -91,31 +91,56 @@ def test_adapters_are_merged_into_the_base_beside_them(adapters, monkeypatch):
 
 
 def test_one_visitors_download_keeps_nobody_else_waiting(folder, monkeypatch):
-    """Whoever asks for the same model is told to wait."""
-    checkpoints, reading, may_end = models.Checkpoints(folder), Event(), Event()
-    original = checkpoints.find
+    """Whoever asks for the same model waits for that load, and gets its result or its error."""
+    checkpoints, reading, waiting, may_end = models.Checkpoints(folder), Event(), Event(), Event()
+    original, original_wait = checkpoints.find, models.wait
+
+    def watched(*arguments):
+        waiting.set()
+        return original_wait(*arguments)
 
     def slow(name):
-        if name == "assistant":
+        if name in ("assistant", "nobody/nothing"):
             reading.set()
-            assert may_end.wait(20)
+            assert may_end.wait(60)
         return original(name)
 
     monkeypatch.setattr(checkpoints, "find", slow)
+    monkeypatch.setattr(models, "wait", watched)
+    for name in ("assistant", "nobody/nothing"):
+        for event in (reading, waiting, may_end):
+            event.clear()
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(checkpoints.load, name, LANGUAGE)
+            assert reading.wait(60)
+            second = pool.submit(checkpoints.load, name, LANGUAGE)
+            assert waiting.wait(60)
+            checkpoints.load("base", LANGUAGE)
+            assert not first.done() and not second.done()
+            may_end.set()
+            if name == "assistant":
+                assert first.result() is second.result() is checkpoints.load(name, LANGUAGE)
+            else:
+                assert first.exception() is second.exception()
+                assert "could not be downloaded from the Hugging Face Hub" in str(first.exception())
+    assert checkpoints.loading == {}
+    with pytest.raises(FileNotFoundError, match="could not be downloaded"):  # looked for again
+        checkpoints.load("nobody/nothing", LANGUAGE)
+
+
+def test_nobody_waits_for_a_load_without_end(folder, monkeypatch):
+    checkpoints, reading, may_end = models.Checkpoints(folder), Event(), Event()
+    original = checkpoints.find
+    monkeypatch.setattr(models, "MAX_WAIT", 0.1)
+    monkeypatch.setattr(checkpoints, "find", lambda name: (reading.set(), may_end.wait(60), original(name))[2])
     with ThreadPoolExecutor(1) as pool:
         loading = pool.submit(checkpoints.load, "assistant", LANGUAGE)
-        assert reading.wait(20)
-        checkpoints.load("base", LANGUAGE)
+        assert reading.wait(60)
         with pytest.raises(ValueError) as error:
             checkpoints.load("assistant", LANGUAGE)
-        assert str(error.value) == "The model 'assistant' is being loaded; try again in a moment."
-        assert not loading.done()
         may_end.set()
-        assert loading.result() == checkpoints.load("assistant", LANGUAGE)
-    with pytest.raises(FileNotFoundError):
-        checkpoints.load("nothing there", LANGUAGE)
-    with pytest.raises(FileNotFoundError):  # and not "is being loaded"
-        checkpoints.load("nothing there", LANGUAGE)
+        assert str(error.value) == "The model 'assistant' is still being loaded; try again in a moment."
+        assert loading.result()
 
 
 def test_models_that_are_read_at_the_same_time_keep_their_weights(folder):
