@@ -1,17 +1,12 @@
 """Parts that several tabs share."""
 
-import os
 from functools import partial
 
 import gradio as gr
 import markup
 from handlers import Handlers
+from turns import LOADING
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-# Texts that are written take a core each. What is answered at once never waits behind them, nor do downloads.
-LONG = {"concurrency_id": "long", "concurrency_limit": CORES}
-SHORT = {"concurrency_id": "short", "concurrency_limit": CORES}
-LOADING = {"concurrency_id": "loading", "concurrency_limit": 4}
 QUIET = {"show_progress": "hidden"}
 
 

@@ -2,9 +2,9 @@
 
 import random
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from generation import MAX_SEED, NEXT_TURN, Sampling, Step, chat_prompt, split_t
 from limits import as_written, check_input, counted, for_notice, in_one_sentence, sentence_of
 from models import Checkpoints
 from table import read_table, write_table
+from turns import in_turns
 
 from scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification
 
 LANGUAGE, CLASSIFIER = ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification
-SECONDS_BETWEEN_UPDATES = 0.05
 PREVIEW_ROWS = 20
 SMALL_SEEDS = 10_000  # of the button for another seed: short enough to note down
 
@@ -51,6 +51,14 @@ class Handlers:
 
     def __init__(self, checkpoints: Checkpoints):
         self.checkpoints = checkpoints
+
+    def warm_up(self) -> None:
+        """Answer once, if the assistant is there, and import what Gradio imports at its first event: otherwise the
+        first visitor waits a second longer."""
+        with suppress(ImportError):
+            import matplotlib.pyplot  # noqa: F401
+        with suppress(ValueError, OSError):
+            next(self.answer("Hello", [], "assistant", temperature=0.7, top_p=0.9, max_new_tokens=1))
 
     @in_one_sentence
     def prepare(self, name, model_class: type) -> str:
@@ -96,7 +104,7 @@ class Handlers:
                 "conversation no longer fit."
             )
         answer = ""
-        for answer, _ in throttled(write_text(model, tokenizer, ids, sampling), SECONDS_BETWEEN_UPDATES):
+        for answer, _ in in_turns(write_text(model, tokenizer, ids, sampling)):
             yield answer.strip(), note
         if not answer.strip():
             yield "(The model ended its answer at once; try again.)", note
@@ -147,7 +155,7 @@ class Handlers:
     def write(self, begun: Written, sampling: Sampling) -> Iterator[Written]:
         model, tokenizer = self.checkpoints.load(begun.name, LANGUAGE)
         texts = write_text(model, tokenizer, begun.ids, sampling, begun.steps)
-        for text, steps in throttled(texts, SECONDS_BETWEEN_UPDATES):
+        for text, steps in in_turns(texts):
             yield replace(begun, steps=list(steps), text=text)
 
     @in_one_sentence
@@ -174,7 +182,7 @@ class Handlers:
         """The words that decided, better estimated with each step."""
         model, tokenizer = self.checkpoints.load(name, CLASSIFIER)
         red, blue = explained_labels(model)
-        for words in weigh_words(model, tokenizer, text):
+        for words in in_turns(weigh_words(model, tokenizer, text)):
             yield markup.weighed_words(words, red, blue) if words else markup.notice("Weighing the words …")
 
     def first_verdict(self, name, text) -> Verdict:
@@ -210,7 +218,7 @@ class Handlers:
         table = read_table(path, has_header)
         texts = table.texts(column)
         header, results = ["label", "probability", "note"], []
-        for results in classify_rows(model, tokenizer, texts):
+        for results in in_turns(classify_rows(model, tokenizer, texts)):
             preview = [
                 [text, row.label, row.probability, row.note]
                 for text, row in zip(texts[:PREVIEW_ROWS], results, strict=False)
@@ -274,7 +282,7 @@ class Handlers:
 
     @in_one_sentence
     def grow_cache(self, looked):
-        yield from throttled(views.grow_cache(self.sentence(looked)), SECONDS_BETWEEN_UPDATES)
+        yield from in_turns(views.grow_cache(self.sentence(looked)))
 
 
 def shown(written: Written, tokenizer) -> tuple[str, str, Written]:
@@ -316,16 +324,3 @@ def plain_messages(talk: list[dict], eos_token: str) -> list[dict[str, str]]:
         }
         for entry in talk
     ]
-
-
-def throttled(values: Iterable, seconds: float) -> Iterator:
-    """The first of `values`, the last, and those in between that come at least `seconds` after the one before: a page
-    that is sent every token spends more time on sending than the model on writing."""
-    sent, pending = None, None
-    for value in values:
-        pending = value
-        if sent is None or time.monotonic() - sent >= seconds:
-            yield value
-            sent, pending = time.monotonic(), None
-    if pending is not None:
-        yield pending

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import gradio as gr
 from classifier import SPAM as SPAM_LABEL
-from controls import CORES, LONG, QUIET, SHORT, choose_model, clickable
+from controls import QUIET, choose_model, clickable
 from handlers import CLASSIFIER, LANGUAGE, Handlers
 from limits import (
     MAX_CHARACTERS,
@@ -16,6 +16,7 @@ from limits import (
     shown_as_text,
 )
 from models import Checkpoints
+from turns import CORES, LONG, SHORT
 from walk import inside_tab
 
 MAX_QUEUE = 64
@@ -48,6 +49,7 @@ TRICKY_MESSAGES = [  # of which the first that the shipped filter gets wrong is 
 
 def build(checkpoints: Checkpoints) -> gr.Blocks:
     handlers = Handlers(checkpoints)
+    handlers.warm_up()
     with gr.Blocks(title="scratch_gpt2", delete_cache=(HOUR, HOUR)) as demo:
         gr.Markdown("# scratch_gpt2\nA GPT-2 written from scratch: look inside, write with it, talk to it.")
         with gr.Tab("Look inside"):

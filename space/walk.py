@@ -1,9 +1,10 @@
 """The tab "Look inside": one sentence on its way through the model, from its text to the next token."""
 
 import gradio as gr
-from controls import LONG, QUIET, SHORT, choose_model, clickable
+from controls import QUIET, choose_model, clickable
 from handlers import LANGUAGE, Handlers
 from limits import MAX_EXPLAINED_CHARACTERS
+from turns import LONG, SHORT
 
 FIRST_SENTENCE = "Once upon a time there was a little girl. Her name was"
 PRESETS = [

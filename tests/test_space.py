@@ -1,13 +1,9 @@
-"""The Space without a browser: its functions, what visitors may send, and its server through Gradio's own client."""
+"""The Space without a browser and without its server: its functions, and what visitors may send."""
 
-import csv
 import dataclasses
-import html
-import inspect
 import logging
 import re
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +14,6 @@ pytest.importorskip("gradio", reason="the Space needs pip install '.[space]'")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "space"))
 
 import app
-import controls
 import generation
 import gradio as gr
 import handlers
@@ -27,7 +22,6 @@ import markup
 import models
 import page
 import views
-from gradio_client import Client, handle_file
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification, inspection
 
@@ -68,19 +62,6 @@ def desk(checkpoints):
 @pytest.fixture(scope="module")
 def base(checkpoints):
     return checkpoints.load("base", LANGUAGE)
-
-
-@pytest.fixture(scope="module")
-def address(checkpoints):
-    demo = page.build(checkpoints)
-    _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, **app.launch_options())
-    yield address
-    demo.close()
-
-
-@pytest.fixture(scope="module")
-def client(address):
-    return Client(address, verbose=False)
 
 
 def test_greedy_writing_is_that_of_generate(base):
@@ -474,78 +455,3 @@ def test_hostile_inputs_get_an_answer_or_a_sentence(desk, text):
         except gr.Error as error:
             assert "Something went wrong" not in error.message and "<" not in error.message
             assert len(error.message) < 400 and "\n" not in error.message
-
-
-def test_the_server_streams(client):
-    job = client.submit(*SETTINGS[:6], 60, *SETTINGS[7:], api_name="/complete")
-    text, tokens, note = job.result(timeout=120)
-    assert text.startswith(SENTENCE) and tokens.count("data-pick") > 20 and note == ""
-    assert len(job.outputs()) > 1
-    box, talk, note = client.predict("the cat?", [], "assistant", 0.7, 0.9, 8, api_name="/chat")
-    assert box == note == "" and [message["role"] for message in talk] == ["user", "assistant"]
-
-
-def test_the_server_sorts_a_file(client, tmp_path):
-    (tmp_path / "in.csv").write_text('text\n"=1+1"\nhello there\n')
-    note, _, results = client.predict("spam", handle_file(tmp_path / "in.csv"), None, True, api_name="/classify_file")
-    assert "2 rows: " in note
-    rows = list(csv.reader(Path(results).read_text(encoding="utf-8").splitlines()))
-    assert [row[0] for row in rows] == ["text", "'=1+1", "hello there"]
-
-
-def test_the_server_answers_hostile_inputs_with_one_sentence(client, capfd):
-    for name in ("50,000 characters", "empty"):
-        with pytest.raises(Exception) as error:
-            client.predict("spam", HOSTILE[name], api_name="/classify")
-        assert str(error.value).startswith(("The text has 50,000 characters", "There is no text"))
-    for text in ("secret <script>alert(1)</script>", "secret a\0b"):
-        words = client.predict("spam", text, api_name="/words")
-        assert html.unescape("".join(re.findall(r'title="[^"]*">([^<]*)</span>', words))) == text
-    with pytest.raises(Exception, match="cannot be read; choose another"):
-        client.predict("base", SENTENCE, 1234567, 1, 0, 1, api_name="/look")
-    for settings in ((*SETTINGS[:2], "secret", *SETTINGS[3:]), (*SETTINGS[:7], "secret", "")):
-        with pytest.raises(Exception, match=r"cannot be read|must be a number"):
-            client.predict(*settings, api_name="/complete")
-    written = capfd.readouterr()
-    assert "secret" not in written.out + written.err and "1234567" not in written.out + written.err
-    assert "Traceback" not in written.err
-
-
-def test_stopping_a_job_ends_its_work(client, monkeypatch):
-    steps = []
-    original = generation.next_step
-    monkeypatch.setattr(generation, "next_step", lambda *a: (time.sleep(0.05), steps.append(1), original(*a))[2])
-    job = client.submit(*SETTINGS[:6], 100, *SETTINGS[7:], api_name="/complete")
-    while len(steps) < 5:
-        time.sleep(0.02)
-    job.cancel()
-    time.sleep(1)
-    stopped = len(steps)
-    time.sleep(1)
-    assert len(steps) == stopped < 90
-
-
-def test_long_work_shares_the_cores_and_short_work_never_waits_behind_it(checkpoints):
-    functions = [f for f in page.build(checkpoints).fns.values() if f.fn and f.queue]
-    generating = [f for f in functions if inspect.isgeneratorfunction(f.fn)]
-    assert {f.concurrency_id for f in generating} == {"long"}
-    assert {f.concurrency_limit for f in generating} == {controls.CORES}
-    assert {"chat", "complete", "words", "classify_file", "grow_cache", "retry", "edit"} <= {
-        f.name for f in generating
-    }
-    short = [f for f in functions if f not in generating]
-    assert {f.concurrency_id for f in short} == {"short", "loading"}
-    assert {"classify", "look", "look_at_head", "look_at_next", "columns"} <= {f.name for f in short}
-
-
-def test_short_work_is_answered_while_all_cores_write(address, monkeypatch):
-    original = generation.next_step
-    monkeypatch.setattr(generation, "next_step", lambda *a: (time.sleep(0.1), original(*a))[1])
-    clients = [Client(address, verbose=False) for _ in range(controls.CORES + 3)]
-    jobs = [client.submit(*SETTINGS[:6], 80, *SETTINGS[7:], api_name="/complete") for client in clients[:-1]]
-    time.sleep(1)
-    clients[-1].predict("spam", SENTENCE, api_name="/classify")
-    clients[-1].predict("base", SENTENCE, 1, 1, 0, 1, api_name="/look")
-    assert not any(job.done() for job in jobs)  # each writes for 8 s or more
-    for job in jobs:
-        job.cancel()
