@@ -6,9 +6,9 @@
 Starts `space/app.py` in a process of its own and talks to it with Gradio's client. Of four visitors one chats, one
 completes texts, one classifies messages and has their words weighed, and one looks inside; each waits for the end of
 its request and asks again. `first` and `total` are seconds from the request to the first piece of the answer and to
-its end, waiting in the queue included. The Space also answers one request of each kind while it is idle. A closed tab is
-a connection that ends in the middle of a text of 300 tokens; the time is until the server's processor time stands still.
-Memory is VmRSS of the server (Linux).
+its end, waiting in the queue included. The Space also answers one request of each kind while it is idle. A closed tab
+is a connection that ends in the middle of a text of 300 tokens; the time is until the server's processor time stands
+still. Memory is VmRSS of the server (Linux).
 """
 
 import argparse
@@ -97,11 +97,12 @@ def closed_tab(address: str, pid: int) -> None:
     client = Client(address, verbose=False)
     index = next(i for i, endpoint in client.endpoints.items() if endpoint.api_name == "/complete")
     *values, _ = requests(300)["complete"][0]
+    queue = f"{address.rstrip('/')}/gradio_api/queue"
     for _ in range(3):
         session = uuid4().hex
         body = {"data": values, "fn_index": index, "session_hash": session}
-        httpx.post(f"{address.rstrip('/')}/gradio_api/queue/join", json=body).raise_for_status()
-        with httpx.stream("GET", f"{address.rstrip('/')}/gradio_api/queue/data", params={"session_hash": session}) as stream:
+        httpx.post(f"{queue}/join", json=body).raise_for_status()
+        with httpx.stream("GET", f"{queue}/data", params={"session_hash": session}) as stream:
             pieces = (line for line in stream.iter_lines() if "process_generating" in line)
             next(pieces), next(pieces)
         print(f"a closed tab frees its core after {seconds_until_idle(pid):.1f} s")
