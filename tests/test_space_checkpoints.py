@@ -149,7 +149,7 @@ def test_the_page_says_how_good_the_filter_is_and_what_it_gets_wrong(checkpoints
     metrics = recorded("spam")["metrics"]
     found = [f"{metrics[f'{corpus}_recall_at_1%']:.0%}" for corpus in ("sms", "india")]
     assert f"finds {found[0]} of the spam sent in Britain and Singapore and {found[1]} of that sent in India" in said
-    assert "It gets this one wrong: “Hi dad, I lost my phone" in said and said.endswith("Below 95% it is **unsure**.")
+    assert "It gets this one wrong: “Hi dad, I lost my phone" in said and said.endswith("Below 60% it is **unsure**.")
 
 
 def names_of(corpus: str, *variants: str) -> list[str]:
@@ -160,12 +160,13 @@ def names_of(corpus: str, *variants: str) -> list[str]:
     "metric",
     [
         *names_of("sms", "as_sent", "no_digits", "no_links", "upper_case", "lower_case"),
-        *names_of("india", "no_digits"),
+        *names_of("india", "no_digits", "no_links"),
+        *(f"india_{variant}_f1" for variant in ("as_sent", "upper_case", "lower_case")),
         "sms_recall_at_1%",
         "india_recall_at_1%",
         *(
-            pytest.param(name, marks=pytest.mark.xfail(strict=True, reason="TF-IDF makes fewer errors here"))
-            for name in names_of("india", "as_sent", "no_links", "upper_case", "lower_case")
+            pytest.param(f"india_{variant}_accuracy", marks=pytest.mark.xfail(strict=True, reason="as many errors"))
+            for variant in ("as_sent", "upper_case", "lower_case")
         ),
     ],
 )
