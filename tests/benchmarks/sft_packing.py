@@ -17,8 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 from train_step import TOLERANCE, peak_mb, reset_peak
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpt2_vocabulary import use_packaged_vocabulary
 
 NAMES = ("trl", "padded", "packed")
 
@@ -171,9 +176,10 @@ def summarise(runs: list[dict]) -> dict[str, dict]:
 
 
 def main():
+    use_packaged_vocabulary()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="instructions in .json or .jsonl")
-    parser.add_argument("--tokenizer", default="openai-community/gpt2", help="folder, Hub id or tiktoken:gpt2")
+    parser.add_argument("--tokenizer", default="tiktoken:gpt2", help="folder, Hub id or tiktoken:gpt2")
     parser.add_argument("--conversations", type=int, default=256, help="conversations per step")
     parser.add_argument("--length", type=int, default=512, help="tokens per packed row")
     parser.add_argument("--batch", type=int, default=2, help="packed rows per pass")

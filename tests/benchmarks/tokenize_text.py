@@ -29,6 +29,10 @@ import psutil
 import tiktoken
 from process_memory import memory_mb, reset_peak_memory
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gpt2_vocabulary import use_packaged_vocabulary
+
 END_OF_TEXT = 50256
 SHARD_TOKENS = 500_000
 DOCUMENT_CHARACTERS = 4000
@@ -144,6 +148,7 @@ def summarise(results: list[dict], megabytes: float) -> dict:
 
 
 def main():
+    use_packaged_vocabulary()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", nargs="+", required=True, help="text files to tokenize")
     parser.add_argument("--rounds", type=int, default=5, help="processes per contender")
