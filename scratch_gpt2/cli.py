@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import json
 import os
 import sys
@@ -15,6 +16,14 @@ from transformers import HfArgumentParser
 from .command_help import format_help, option_names, unknown_option
 from .files import expand_home, is_disk_full
 
+# What the operating system says of a file, as the end of a sentence with the remedy.
+FILE_ERRORS = {
+    errno.ENOENT: "does not exist; check the path",
+    errno.EISDIR: "is a folder; give a file",
+    errno.ENOTDIR: "is inside a file, not a folder; check the path",
+    errno.EACCES: "cannot be opened; change its permissions or give another path",
+    errno.EROFS: "is on a read-only disk; give another path",
+}
 NOT_GIVEN = object()
 GIVEN = "_given"
 
@@ -166,6 +175,8 @@ def run_main(main: Callable[[], object]) -> None:
         message = str(error)
         if is_disk_full(error):
             message = f"there is no space left on the disk; free some, and run the command again ({error})."
+        elif isinstance(error, OSError) and error.errno in FILE_ERRORS and error.filename:
+            message = f"{os.fsdecode(error.filename)} {FILE_ERRORS[error.errno]}."
         elif not isinstance(error, OSError | ValueError | ImportError):
             raise
         print("error:", " ".join(message.split()), file=sys.stderr)

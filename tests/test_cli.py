@@ -370,6 +370,22 @@ class TestEnds:
         sentence = "error: there is no space left on the disk; free some, and run the command again ("
         assert capsys.readouterr().err.startswith(sentence)
 
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("missing.txt", "missing.txt does not exist; check the path."),
+            (".", " is a folder; give a file."),
+            ("file.txt/x", "file.txt/x is inside a file, not a folder; check the path."),
+        ],
+    )
+    def test_a_file_that_cannot_be_opened_ends_in_a_sentence(self, name, message, tmp_path, capsys):
+        (tmp_path / "file.txt").touch()
+        with pytest.raises(SystemExit, match="1"):
+            run_main((tmp_path / name).read_text)
+        said = capsys.readouterr().err
+        assert said.startswith(f"error: {tmp_path}")
+        assert said.endswith(f"{message}\n")
+
     def test_bugs_keep_their_traceback(self):
         with pytest.raises(ZeroDivisionError):
             run_main(lambda: 1 / 0)
