@@ -42,7 +42,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from scratch_gpt2 import ScratchGPT2ForSequenceClassification
 from scratch_gpt2.cli import given_options, parse_arguments, run_main
-from scratch_gpt2.command_help import LENGTH_ALIASES, MODEL_ALIASES, TOKENIZER_ALIASES
+from scratch_gpt2.command_help import LENGTH_ALIASES, MODEL_ALIASES, TOKENIZER_ALIASES, public
 from scratch_gpt2.data.rows import hub_id
 from scratch_gpt2.data.text_classification import load_prepared
 from scratch_gpt2.hardware import keep_freed_memory
@@ -86,46 +86,28 @@ METRICS = ("loss", "accuracy", "precision", "recall", "f1", "roc_auc")
 @dataclass
 class Arguments:
     model: str = field(
-        metadata={
-            "help": "Model to start from: folder or Hub id of a GPT-2, ours or OpenAI's.",
-            "public": True,
-            "aliases": MODEL_ALIASES,
-        }
+        metadata=public("Model to start from: folder or Hub id of a GPT-2, ours or OpenAI's.", MODEL_ALIASES)
     )
-    data: str | None = field(
-        default=None, metadata={"help": "Folder from examples/prepare_classification.py.", "public": True}
-    )
+    data: str | None = field(default=None, metadata=public("Folder from examples/prepare_classification.py."))
     tokenizer: str | None = field(
-        default=None,
-        metadata={
-            "help": "Folder, Hub id or tiktoken:gpt2; by default the model's.",
-            "public": True,
-            "aliases": TOKENIZER_ALIASES,
-        },
+        default=None, metadata=public("Folder, Hub id or tiktoken:gpt2; by default the model's.", TOKENIZER_ALIASES)
     )
     train: Literal["head", "last_block", "all", "lora"] = field(
-        default="last_block", metadata={"help": "What is trained; the rest is frozen.", "public": True}
+        default="last_block", metadata=public("What is trained; the rest is frozen.")
     )
     max_length: int | None = field(
         default=None,
-        metadata={
-            "help": "Cut training texts to this many tokens; by default to n_positions.",
-            "public": True,
-            "aliases": LENGTH_ALIASES,
-        },
+        metadata=public("Cut training texts to this many tokens; by default to n_positions.", LENGTH_ALIASES),
     )
-    dropout: float = field(default=0.0, metadata={"help": "Dropout in what is trained.", "public": True})
+    dropout: float = field(default=0.0, metadata=public("Dropout in what is trained."))
     class_weights: bool = field(
-        default=False,
-        metadata={"help": "Weight the rows in the loss so that every label counts the same.", "public": True},
+        default=False, metadata=public("Weight the rows in the loss so that every label counts the same.")
     )
     positive: str | None = field(
-        default=None,
-        metadata={"help": "The label of precision, recall and F1; by default the rarer of two.", "public": True},
+        default=None, metadata=public("The label of precision, recall and F1; by default the rarer of two.")
     )
     early_stopping: int = field(
-        default=3,
-        metadata={"help": "Stop after this many evaluations without a better one; 0: never.", "public": True},
+        default=3, metadata=public("Stop after this many evaluations without a better one; 0: never.")
     )
     cache_trunk: bool = field(
         default=True, metadata={"help": "Keep the hidden states of frozen blocks on disk (head and last_block)."}
@@ -133,12 +115,9 @@ class Arguments:
     trunk_cache: str | None = field(
         default=None, metadata={"help": "Folder to keep them in; by default one in output_dir, removed at the end."}
     )
-    lora_rank: int = field(
-        default=4,
-        metadata={"help": "With --train lora: rank of the adapters.", "public": True, "aliases": ["--lora_r"]},
-    )
+    lora_rank: int = field(default=4, metadata=public("With --train lora: rank of the adapters.", ["--lora_r"]))
     lora_alpha: int = field(
-        default=8, metadata={"help": "With --train lora: the scale of the adapters is alpha / rank.", "public": True}
+        default=8, metadata=public("With --train lora: the scale of the adapters is alpha / rank.")
     )
     explain: list[str] = field(
         default_factory=list,
@@ -199,11 +178,7 @@ def choose_trained(model: PreTrainedModel, arguments: Arguments) -> PreTrainedMo
     from scratch_gpt2.training.adapters import add_lora  # needs peft
 
     return add_lora(
-        model,
-        task_type="SEQ_CLS",
-        rank=arguments.lora_rank,
-        alpha=arguments.lora_alpha,
-        dropout=arguments.dropout,
+        model, task_type="SEQ_CLS", rank=arguments.lora_rank, alpha=arguments.lora_alpha, dropout=arguments.dropout
     )
 
 

@@ -45,7 +45,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
 from scratch_gpt2.cli import given_options, parse_arguments, run_main
-from scratch_gpt2.command_help import LENGTH_ALIASES, MODEL_ALIASES, ROW_ALIASES, TOKENIZER_ALIASES
+from scratch_gpt2.command_help import LENGTH_ALIASES, MODEL_ALIASES, ROW_ALIASES, TOKENIZER_ALIASES, public
 from scratch_gpt2.data.rows import hub_id
 from scratch_gpt2.data.text_files import STDIN
 from scratch_gpt2.data.text_sources import find_files, find_matches, parse_separator
@@ -60,18 +60,9 @@ from scratch_gpt2.tokenization import load_tokenizer
 from scratch_gpt2.training.callbacks import HellaSwagCallback, LogCallback, SampleCallback
 from scratch_gpt2.training.checkpoints import checkpoint_to_resume
 from scratch_gpt2.training.checks import check_output_dir, check_training_arguments, remove_results
-from scratch_gpt2.training.evaluation_only import (
-    check_evaluation,
-    evaluates_only,
-    load_evaluated,
-    write_evaluation,
-)
+from scratch_gpt2.training.evaluation_only import check_evaluation, evaluates_only, load_evaluated, write_evaluation
 from scratch_gpt2.training.identity import check_identity, fingerprint, same_path
-from scratch_gpt2.training.pretraining import (
-    PretrainingTrainer,
-    predicted_bytes_per_token,
-    whole_steps,
-)
+from scratch_gpt2.training.pretraining import PretrainingTrainer, predicted_bytes_per_token, whole_steps
 from scratch_gpt2.training.recipes import PRETRAINING_RECIPES, PretrainingArguments
 from scratch_gpt2.training.start import (
     accumulation_steps,
@@ -109,106 +100,69 @@ SIZES = ("n_layer", "n_embd", "n_head", "n_positions")
 @dataclass
 class ModelArguments:
     preset: Literal["tiny", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"] = field(
-        default="gpt2", metadata={"help": "Size of a new model.", "public": True}
+        default="gpt2", metadata=public("Size of a new model.")
     )
     model: str | None = field(
-        default=None,
-        metadata={
-            "help": "Checkpoint to continue: a folder or a Hub id.",
-            "public": True,
-            "aliases": MODEL_ALIASES,
-        },
+        default=None, metadata=public("Checkpoint to continue: a folder or a Hub id.", MODEL_ALIASES)
     )
-    n_layer: int | None = field(default=None, metadata={"help": "Blocks, instead of the preset's.", "public": True})
-    n_embd: int | None = field(default=None, metadata={"help": "Width, instead of the preset's.", "public": True})
-    n_head: int | None = field(default=None, metadata={"help": "Heads, instead of the preset's.", "public": True})
-    n_positions: int | None = field(
-        default=None, metadata={"help": "Context length, instead of the preset's.", "public": True}
-    )
-    dropout: float = field(
-        default=0.0, metadata={"help": "Dropout probability everywhere; 0.1 for repeated data.", "public": True}
-    )
+    n_layer: int | None = field(default=None, metadata=public("Blocks, instead of the preset's."))
+    n_embd: int | None = field(default=None, metadata=public("Width, instead of the preset's."))
+    n_head: int | None = field(default=None, metadata=public("Heads, instead of the preset's."))
+    n_positions: int | None = field(default=None, metadata=public("Context length, instead of the preset's."))
+    dropout: float = field(default=0.0, metadata=public("Dropout probability everywhere; 0.1 for repeated data."))
 
 
 @dataclass
 class DataArguments:
     data: str | None = field(
         default=None,
-        metadata={
-            "help": "Folder of token shards, text file, or quoted glob; with --streaming also a Hub data set.",
-            "public": True,
-            "aliases": ROW_ALIASES,
-        },
+        metadata=public(
+            "Folder of token shards, text file, or quoted glob; with --streaming also a Hub data set.", ROW_ALIASES
+        ),
     )
-    streaming: bool = field(
-        default=False, metadata={"help": "Tokenize the text while training, without making shards.", "public": True}
-    )
+    streaming: bool = field(default=False, metadata=public("Tokenize the text while training, without making shards."))
     dataset_config: str | None = field(
         default=None,
-        metadata={
-            "help": "Configuration of a streamed Hub data set, such as sample-10BT.",
-            "public": True,
-            "aliases": ["--dataset_config_name"],
-        },
+        metadata=public("Configuration of a streamed Hub data set, such as sample-10BT.", ["--dataset_config_name"]),
     )
     text_column: str | None = field(
         default=None,
-        metadata={
-            "help": "Column of a streamed data set with the text; by default text.",
-            "public": True,
-            "aliases": ["--text_column_name"],
-        },
+        metadata=public("Column of a streamed data set with the text; by default text.", ["--text_column_name"]),
     )
     tokenizer: str | None = field(
         default=None,
-        metadata={
-            "help": "Folder, Hub id or tiktoken:gpt2; by default that of the shards, of the model, or GPT-2's.",
-            "public": True,
-            "aliases": TOKENIZER_ALIASES,
-        },
+        metadata=public(
+            "Folder, Hub id or tiktoken:gpt2; by default that of the shards, of the model, or GPT-2's.",
+            TOKENIZER_ALIASES,
+        ),
     )
     vocab_size: int | None = field(
-        default=None, metadata={"help": "Train a BPE with this many tokens on the text files.", "public": True}
+        default=None, metadata=public("Train a BPE with this many tokens on the text files.")
     )
     document_separator: str = field(
-        default="<|endoftext|>",
-        metadata={"help": "Text between documents in the text files; '' switches it off.", "public": True},
+        default="<|endoftext|>", metadata=public("Text between documents in the text files; '' switches it off.")
     )
     block_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "Tokens per row; n_positions by default.",
-            "public": True,
-            "aliases": [*LENGTH_ALIASES, "--max_length"],
-        },
+        default=None, metadata=public("Tokens per row; n_positions by default.", [*LENGTH_ALIASES, "--max_length"])
     )
-    tokens_per_step: int = field(
-        default=524_288, metadata={"help": "Tokens per optimizer step, over all processes.", "public": True}
-    )
-    eval_tokens: int = field(
-        default=2**20, metadata={"help": "Number of validation tokens to evaluate on.", "public": True}
-    )
+    tokens_per_step: int = field(default=524_288, metadata=public("Tokens per optimizer step, over all processes."))
+    eval_tokens: int = field(default=2**20, metadata=public("Number of validation tokens to evaluate on."))
 
 
 @dataclass
 class RunArguments:
     recipe: Literal["gpt3", "muon"] = field(
-        default="gpt3",
-        metadata={"help": "Defaults of optimizer and learning rate.", "public": True},
+        default="gpt3", metadata=public("Defaults of optimizer and learning rate.")
     )
     optimizer: Literal["adamw", "muon"] = field(
-        default="adamw", metadata={"help": "AdamW, or Muon for the matrices in the blocks.", "public": True}
+        default="adamw", metadata=public("AdamW, or Muon for the matrices in the blocks.")
     )
     resume: bool = field(default=False, metadata={"help": "Continue from the newest complete checkpoint."})
     sample_steps: int = field(default=500, metadata={"help": "Steps between sample texts; 0: no samples."})
     prompt: str = field(default="", metadata={"help": "Beginning of the samples."})
-    hellaswag: str | None = field(
-        default=None, metadata={"help": "HellaSwag's validation data, original jsonl.", "public": True}
-    )
+    hellaswag: str | None = field(default=None, metadata=public("HellaSwag's validation data, original jsonl."))
     hellaswag_steps: int = field(default=250, metadata={"help": "Steps between evaluations on HellaSwag; 0: none."})
-    hellaswag_rows: int = field(
-        default=200, metadata={"help": "Number of HellaSwag rows, spread over the file.", "public": True}
-    )
+    hellaswag_rows: int = field(default=200, metadata=public("Number of HellaSwag rows, spread over the file."))
     peak_flops: float | None = field(
         default=None, metadata={"help": "Peak FLOP/s of one device, for the utilization; known for common GPUs."}
     )

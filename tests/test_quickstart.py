@@ -3,6 +3,9 @@
 import importlib.util
 import io
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -70,7 +73,8 @@ class TestQuickstart:
         folder, output = trained
         # 400 x 32 + 64 x 32 embeddings, 2 x (12 x 32^2 + 13 x 32) in the blocks, 2 x 32 in the last norm.
         assert "40,320 parameters, a vocabulary of 400 tokens and a context of 64" in output
-        assert "10 steps of 256 tokens, at most 180 seconds" in output
+        left = re.search(r"10 steps of 256 tokens, at most (\d+) of the 180 seconds in all", output)
+        assert 60 <= int(left[1]) < 180  # the imports and the preparation count
         assert f"Loss curve: {folder / 'loss.png'}" in output
         assert f"AutoModelForCausalLM.from_pretrained({str(folder)!r})" in output
         for prompt in quickstart.PROMPTS:
@@ -122,7 +126,49 @@ class TestQuickstart:
         code, output, _ = call(quickstart, "--smoke", "--seconds", "0.001", "--output", tmp_path)
         assert code == 0
         assert "0 seconds are over at step 1 of 10: stopping." in output
-        assert (tmp_path / "model.safetensors").is_file()
+        assert (tmp_path / "model.safetensors").is_file() and (tmp_path / "run.json").is_file()
+
+    def test_writes_nothing_where_the_time_is_over(self, call, tmp_path, monkeypatch):
+        monkeypatch.setattr(quickstart.subprocess, "run", lambda command: pytest.fail("another process was started"))
+        code, output, _ = call(quickstart, "--smoke", "--seconds", "0.001", "--output", tmp_path / "a b")
+        assert code == 0
+        command = f"python examples/generate.py --model '{tmp_path / 'a b'}' --prompt 'The statement'"
+        assert output.endswith(f"No time is left to generate text; run: {command}\n")
+
+    @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    def test_a_signal_in_the_training_saves_the_model(self, number, expected, call, tmp_path, monkeypatch):
+        on_step_end = quickstart.Deadline.on_step_end
+
+        def interrupt(self, args, state, control, **kwargs):
+            on_step_end(self, args, state, control, **kwargs)
+            if state.global_step == 4:
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(quickstart.Deadline, "on_step_end", interrupt)
+        code, output, errors = call(quickstart, "--smoke", "--output", tmp_path)
+        assert code == expected
+        assert errors.endswith(f"stopped at step 4 of 10; the model up to there is in {tmp_path}\n")
+        assert "Validation loss" in output and "Another process" not in output
+        run = json.loads((tmp_path / "run.json").read_text())
+        history = json.loads((tmp_path / "loss.json").read_text())
+        assert [entry["step"] for entry in history if "eval_loss" in entry] == [3, 4]
+        assert run["metrics"]["loss"] == [entry["eval_loss"] for entry in history if "eval_loss" in entry][-1]
+        assert AutoModelForCausalLM.from_pretrained(tmp_path).num_parameters() == 40_320
+
+    def test_a_process_that_fails_is_reported_in_one_line(self, call, tmp_path, monkeypatch):
+        monkeypatch.setattr(quickstart, "WRITE", "\nraise SystemExit(9)")
+        result = call(quickstart, "--smoke", "--output", tmp_path, "--steps", 1)
+        assert_one_line_error(result, "ended with code 9", f"the model is in {tmp_path}")
+
+    def test_a_large_file_is_read_as_far_as_the_steps_do(self, call, tmp_path, monkeypatch):
+        monkeypatch.setattr(quickstart, "PROMPTS", ["a"])
+        monkeypatch.setattr(quickstart, "CHARACTERS_PER_TOKEN", 800)  # 10 steps x 8 rows x 64 tokens x 800
+        (tmp_path / "large.txt").write_text("a cat. " * 600_000)
+        code, output, _ = call(
+            quickstart, "--smoke", "--text", tmp_path / "large.txt", "--output", tmp_path / "a", "--seconds", 0.001
+        )
+        assert code == 0
+        assert f"Of {tmp_path / 'large.txt'}, the first 4,096,000 of 4,200,000 characters are used" in output
 
     def test_user_mistakes_end_in_one_line(self, call, tmp_path):
         assert_one_line_error(call(quickstart, "--smoke", "--text", tmp_path / "none.txt"), "none.txt")
@@ -154,6 +200,27 @@ class TestDeadline:
         assert rates == [0.1, 0.8536, 0.0, 0.0]  # after 1 second it is still step 10 of 1000 that counts
 
 
+class TestTimeLimit:
+    def test_the_end_takes_twice_the_startup_but_the_training_gets_a_third(self, monkeypatch):
+        now = [1000.0]
+        monkeypatch.setattr(quickstart.time, "monotonic", lambda: now[0])
+        limit = quickstart.TimeLimit(seconds=180, used=10)
+        assert (limit.startup, limit.left(), limit.for_training()) == (10, 170, 150)
+        now[0] = 1080.0
+        assert (limit.left(), limit.for_training()) == (90, 70)
+        now[0] = 1155.0
+        assert (limit.left(), limit.for_training()) == (15, 5)
+        now[0] = 1200.0
+        assert (limit.left(), limit.for_training()) == (-30, 0.001)
+
+    def test_what_is_read_depends_on_the_time(self, tiny_tokenizer):
+        assert len(python_documents(docstrings=True, seconds=0)) == len(python_documents(docstrings=False))
+        pieces = [("the cat", False)] * 50
+        length = len(tiny_tokenizer("the cat").input_ids)
+        assert quickstart.make_rows(pieces, tiny_tokenizer, length, seconds=60).shape == (50, length)
+        assert quickstart.make_rows(pieces, tiny_tokenizer, 2 * length, seconds=-1).shape == (1, 2 * length)
+
+
 class TestText:
     def test_docstrings_of_a_module_that_is_not_run(self, tmp_path):
         file = tmp_path / "module.py"
@@ -175,7 +242,7 @@ class TestText:
     def test_pieces_are_the_file(self, tmp_path):
         file = tmp_path / "text.txt"
         file.write_text("Zürich\n" * 500, encoding="utf-8")
-        pieces = quickstart.read_pieces(str(file))
+        pieces = quickstart.read_pieces(str(file), characters=10**6)
         assert len(pieces) == 98  # 3500 characters in pieces of 36
         assert "".join(text for text, _ in pieces) == "Zürich\n" * 500
         assert [ends_document for _, ends_document in pieces] == [False] * 97 + [True]
@@ -183,7 +250,7 @@ class TestText:
     def test_documents_end_at_separators(self, tmp_path, tiny_tokenizer):
         file = tmp_path / "text.txt"
         file.write_text("the cat\n<|endoftext|>\nrat<|endoftext|>\n", encoding="utf-8")
-        pieces = quickstart.read_pieces(str(file))
+        pieces = quickstart.read_pieces(str(file), characters=10**6)
         assert "".join(f"{text}|" if ends else text for text, ends in pieces) == "the cat|rat|"
         rows = quickstart.make_rows([("the cat", True), ("rat", True)], tiny_tokenizer, length=1)
         the_cat, rat = tiny_tokenizer("the cat").input_ids, tiny_tokenizer("rat").input_ids

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.trainer_utils import SchedulerType
 from trl import DPOConfig, DPOTrainer
 
-from ..command_help import LENGTH_ALIASES
+from ..command_help import LENGTH_ALIASES, public
 from ..data.instructions import encode_conversation, encode_prompt
 from ..data.preferences import Preference
 from ..evaluation.chat_client import Endpoint
@@ -29,16 +29,13 @@ class PreferenceArguments(RecipeArguments, DPOConfig):
 
     num_train_epochs: float = 1
     learning_rate: float = 5e-6
-    beta: float = field(
-        default=0.1, metadata={"help": "How strongly the model is kept close to the initial model.", "public": True}
-    )
+    beta: float = field(default=0.1, metadata=public("How strongly the model is kept close to the initial model."))
     max_length: int | None = field(
         default=None,
-        metadata={
-            "help": "Maximum tokens of a prompt and an answer; longer pairs are left out. By default n_positions.",
-            "public": True,
-            "aliases": LENGTH_ALIASES,
-        },
+        metadata=public(
+            "Maximum tokens of a prompt and an answer; longer pairs are left out. By default n_positions.",
+            LENGTH_ALIASES,
+        ),
     )
     lr_scheduler_type: SchedulerType | str = "cosine"
     warmup_steps: float = 0.1
