@@ -67,12 +67,14 @@ def bars(rows: Iterable[Bar], legend: Sequence[str] = ()) -> str:
     """Horizontal bars with their numbers; `legend` names the blue ones, then the grey ones."""
     items = []
     for row in rows:
-        grey = "" if row.before is None else f'<i class="before" style="width:{100 * row.before:.2f}%"></i>'
+        longest = max(row.share, row.before or 0) or 1
+        grey = "" if row.before is None else f'<i class="before" style="width:{100 * row.before / longest:.2f}%"></i>'
         numbers = percent(row.share) if row.before is None else f"{percent(row.before)} → {percent(row.share)}"
         inside = (
             f'<span class="name">{escaped(row.label)}</span>'
-            f'<span class="track">{grey}<i style="width:{100 * row.share:.2f}%"></i></span>'
-            f'<span class="number">{numbers} {escaped(row.mark)}</span>'
+            f'<span class="track"><span class="shares" style="width:{100 * longest:.2f}%">{grey}'
+            f'<i style="width:{100 * row.share / longest:.2f}%"></i></span>'
+            f'<span class="number">{numbers} {escaped(row.mark)}</span></span>'
         )
         if row.pick:
             inside = f'<button class="bar" data-pick="{escaped(row.pick)}">{inside}</button>'

@@ -123,10 +123,13 @@ def chat_tab(handlers: Handlers) -> None:
         placeholder="Ask something, or try one of the examples.",
     )
     chatbot.postprocess = shown_as_text(chatbot.postprocess)
-    message = gr.Textbox(label="Message", placeholder="Ask something", submit_btn="Send", max_length=MAX_CHARACTERS)
+    with gr.Row(equal_height=True):
+        message = gr.Textbox(
+            label="Message", placeholder="Ask something", submit_btn="Send", max_length=MAX_CHARACTERS, scale=8
+        )
+        stop = gr.Button("Stop", min_width=80, scale=0)
     note = gr.HTML(elem_classes="note")
     starters = gr.Examples((asked or STARTERS)[:MAX_STARTERS], message, label="Try", cache_examples=False)
-    stop = gr.Button("Stop")
     with gr.Accordion("Model and settings", open=False):
         settings = [
             choose_model(handlers, LANGUAGE, "assistant"),
@@ -202,8 +205,9 @@ def file_part(handlers: Handlers, model: gr.Dropdown) -> None:
         has_header = gr.Checkbox(True, label="The first row names the columns")
     run = gr.Button("Sort the file")
     note = gr.HTML(elem_classes="note")
-    results = gr.DownloadButton("Download the results")
-    preview = gr.Dataframe(datatype="str", interactive=False, label="First rows", max_chars=200, wrap=True)
+    with gr.Column(visible=False) as found:
+        results = gr.DownloadButton("Download the results")
+        preview = gr.Dataframe(datatype="str", interactive=False, label="First rows", max_chars=200, wrap=True)
     gr.on(
         [file.change, has_header.input],
         handlers.columns,
@@ -212,7 +216,7 @@ def file_part(handlers: Handlers, model: gr.Dropdown) -> None:
         api_visibility="private",
         **SHORT,
     )
-    run.click(
+    sorting = run.click(
         handlers.classify_file,
         [model, file, column, has_header],
         [note, preview, results],
@@ -220,3 +224,4 @@ def file_part(handlers: Handlers, model: gr.Dropdown) -> None:
         show_progress_on=note,
         **LONG,
     )
+    sorting.success(lambda: gr.Column(visible=True), None, found, api_visibility="private", queue=False)

@@ -13,6 +13,7 @@ from scratch_gpt2.inspection import attention_maps, head_ablations, logit_lens, 
 
 LENS_POSITIONS = 8
 LIKELIEST = 12
+SUMMARY = 5  # of them, that are shown first
 CACHE_TOKENS = 40
 TIMES = "\u00d7"
 STRIP_WIDTH = 64  # numbers of a vector that are drawn
@@ -57,9 +58,11 @@ def note(sentence: Sentence) -> str:
 
 
 def overview(sentence: Sentence) -> str:
-    """All steps in one line, each with its value for this sentence."""
-    config, (best, chance) = sentence.config, likeliest(sentence)
-    return markup.stations(
+    """The likeliest next tokens, and all steps in one line, each with its value for this sentence."""
+    config, guesses = sentence.config, likeliest(sentence)
+    best, chance = guesses[0]
+    answer = markup.bars([markup.Bar(*guess) for guess in guesses])
+    return f"<h2>What comes next?</h2>{answer}" + markup.stations(
         [
             ("step-tokens", "Tokens", f"{len(sentence.text)} characters → {len(sentence.labels)}"),
             ("step-vectors", "Vectors", f"{len(sentence.labels)} {TIMES} {config.n_embd} numbers"),
@@ -78,9 +81,9 @@ def next_logits(sentence: Sentence) -> torch.Tensor:
     return sentence.model(sentence.ids, use_cache=False, logits_to_keep=1).logits[:, -1].float()
 
 
-def likeliest(sentence: Sentence) -> tuple[str, float]:
-    chance, token = next_logits(sentence).softmax(-1)[0].max(-1)
-    return show_token(sentence.tokenizer, int(token)), chance.item()
+def likeliest(sentence: Sentence) -> list[tuple[str, float]]:
+    chances, tokens = next_logits(sentence).softmax(-1)[0].topk(SUMMARY)
+    return [(show_token(sentence.tokenizer, i), p) for i, p in zip(tokens.tolist(), chances.tolist(), strict=True)]
 
 
 def first_layer_of_answer(sentence: Sentence) -> int:

@@ -14,8 +14,9 @@ PRESETS = [
     "one two three four one two three",
     "“Where are you going?” asked the",
 ]
-INTRODUCTION = """A GPT-2 reads a text and computes how probable every token is as the next one. Below, one sentence
-goes through the model step by step, with its real numbers. **Type your own and press Enter**, or try one of these."""
+INTRODUCTION = (
+    "A GPT-2 computes how probable every token is as the next one. **Type a sentence** and see how it does it."
+)
 TOKENS = """## 1. A text becomes tokens
 GPT-2 reads pieces of words, each with a number from its vocabulary. A space belongs to the word after it (`·`).
 
@@ -58,11 +59,11 @@ def inside_tab(handlers: Handlers, demo: gr.Blocks) -> None:
     text = gr.Textbox(
         FIRST_SENTENCE, label="Sentence", max_length=MAX_EXPLAINED_CHARACTERS, submit_btn="Look", elem_id="sentence"
     )
+    note, overview = gr.HTML(elem_classes="note"), gr.HTML(elem_id="overview")
     presets = gr.Examples(PRESETS, text, label="Try", cache_examples=False)
     with gr.Accordion("Model", open=False):
         model = choose_model(handlers, LANGUAGE, "base")
     looked, head = gr.State(), gr.State()
-    note, overview = gr.HTML(elem_classes="note"), gr.HTML(elem_id="overview")
     with gr.Row():
         with step("tokens", TOKENS):
             tokens = gr.HTML()
@@ -77,11 +78,10 @@ def inside_tab(handlers: Handlers, demo: gr.Blocks) -> None:
             with gr.Column(min_width=320):
                 gr.Markdown("**Switch this head off**, and the next token changes:")
                 ablation = gr.HTML(elem_id="ablation")
-    with gr.Row():
-        with step("mlp", MLP):
-            neurons, active = gr.HTML(), gr.Markdown()
-        with step("lens", LENS):
-            lens = gr.HTML()
+    with step("mlp", MLP):
+        neurons, active = gr.HTML(), gr.Markdown()
+    with step("lens", LENS):
+        lens = gr.HTML()
     with gr.Row():
         with step("next", NEXT):
             settings = [

@@ -1,13 +1,15 @@
 """Every tab of the Space used once as a person would, in a headless Chromium.
 
-SPACE_SCREENSHOTS=/tmp/shots python -m pytest tests/test_space_browser.py     keeps a picture of each tab
+SPACE_SCREENSHOTS=/tmp/shots python -m pytest tests/test_space_browser.py     keeps a picture of what it does
 SPACE_CHECKPOINTS=space/checkpoints ...                                       with the embedded models
 """
+
+# ruff: noqa: F811  (pytest passes imported fixtures by their names)
 
 import os
 import shutil
 import sys
-import time
+import threading
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlparse
@@ -24,9 +26,11 @@ import generation
 import handlers
 import models
 import page as space_page
+import turns
 import walk
 from playwright import sync_api
 from test_space import folder  # noqa: F401  (a fixture)
+from test_space_server import endless, wait_until  # noqa: F401  (the first is a fixture)
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (apt-get install chromium)")
@@ -79,20 +83,6 @@ def page(browser, address):
     leave(page)
 
 
-@pytest.fixture
-def slow_steps(monkeypatch):
-    """20 tokens a second, so that there is time to see a text grow and to stop it; the steps that were taken."""
-    steps, original = [], generation.next_step
-
-    def step(*arguments):
-        time.sleep(0.05)
-        steps.append(1)
-        return original(*arguments)
-
-    monkeypatch.setattr(generation, "next_step", step)
-    return steps
-
-
 def open_tab(page, name: str):
     page.get_by_role("tab", name=name, exact=True).click()
 
@@ -103,17 +93,8 @@ def keep(page, name: str) -> None:
         page.screenshot(path=Path(target, f"{page.shot}-{name}.png"))
 
 
-def wait_until(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
-
-
-def stands_still(steps) -> bool:
-    before = len(steps)
-    time.sleep(1)
-    return len(steps) == before
+def stop(page) -> None:
+    page.get_by_role("button", name="Stop", exact=True).locator("visible=true").click()
 
 
 def press(page, name: str) -> None:
@@ -238,43 +219,47 @@ def test_a_refusal_ends_no_chat(page, message, model, reason):
     assert box.input_value() == "" and page.get_by_test_id("user").count() == 1
 
 
-def test_chat_streams_stops_and_retries(page, slow_steps):
+def test_chat_streams_stops_and_retries(page, endless):
     open_tab(page, "Chat")
     box = message_box(page)
     box.fill(INJECTION)
     box.press("Enter")
     answer = page.get_by_test_id("bot").last
-    wait_until(lambda: len(slow_steps) > 4)
+    wait_until(lambda: len(endless.steps) > 4)
     early = answer.inner_text()
     wait_until(lambda: answer.inner_text() != early)
     assert box.is_enabled() and focused(page) == "TEXTAREA"
-    page.get_by_role("button", name="Stop", exact=True).locator("visible=true").click()
-    wait_until(lambda: stands_still(slow_steps))
-    assert len(slow_steps) < 190
-    count = len(slow_steps)
+    stop(page)
+    wait_until(lambda: len(endless.ended) == 1)
     page.get_by_label("Retry").first.click()
-    wait_until(lambda: len(slow_steps) > count)
-    page.get_by_role("button", name="Stop", exact=True).locator("visible=true").click()
+    wait_until(lambda: len(endless.begun) == 2)
+    stop(page)
+    wait_until(lambda: len(endless.ended) == 2)
     assert page.get_by_role("button", name="Send").is_visible()
 
 
 def test_chat_shows_text_as_text(page, monkeypatch):
     """What was asked and what was answered, while it grows and in the end."""
 
-    def echo(*arguments):
-        for end in range(1, len(INJECTION) + 1):
-            time.sleep(0.02)
-            yield INJECTION[:end], []
+    shown = {INJECTION[:end]: threading.Event() for end in (10, 60, len(INJECTION))}
 
+    def echo(*arguments):
+        for text, event in shown.items():
+            yield text, []
+            event.wait(PATIENCE / SECOND)
+
+    monkeypatch.setattr(turns, "SECONDS_A_TURN", 0)  # every piece is sent
     monkeypatch.setattr(handlers, "write_text", echo)
     open_tab(page, "Chat")
     box = message_box(page)
     box.fill(INJECTION + " &lt;i&gt;")
     box.press("Enter")
     answer = page.get_by_test_id("bot").last
-    grown = set()
-    wait_until(lambda: grown.add(read(answer)) or INJECTION in grown)
-    assert len(grown) > 2 and all(INJECTION.startswith(text) for text in grown)
+    for text, event in shown.items():
+        wait_until(lambda text=text: answer.count() and read(answer) == text.strip())
+        event.set()
+    page.get_by_label("Retry").first.wait_for()
+    assert read(answer) == INJECTION
     assert read(page.get_by_test_id("user").last) == INJECTION + " &lt;i&gt;"
     assert page.locator("img[src=x]").count() == 0
 
@@ -299,25 +284,24 @@ def test_an_example_is_asked_and_an_edited_message_gets_another_answer(page):
     assert page.get_by_test_id("user").count() == 1
 
 
-def test_a_closed_tab_ends_its_work(page, slow_steps):
+def test_a_closed_tab_ends_its_work(page, endless):
     open_tab(page, "Complete")
     press(page, "Write")
-    wait_until(lambda: len(slow_steps) > 3)
+    wait_until(lambda: len(endless.steps) > 3)
     page.goto("about:blank")
-    wait_until(lambda: stands_still(slow_steps))
-    assert len(slow_steps) < 190
+    wait_until(lambda: endless.ended)
 
 
-def test_a_text_grows_in_place_and_continues_with_an_alternative(page, slow_steps):
+def test_a_text_grows_in_place_and_continues_with_an_alternative(page, endless):
     open_tab(page, "Complete")
     written, tokens = page.locator(".written"), page.locator(".written > [role=button]")
     press(page, "Write")
-    wait_until(lambda: len(slow_steps) > 12)
+    wait_until(lambda: len(endless.steps) > 12)
     early = written.inner_text()
     wait_until(lambda: len(written.inner_text()) > len(early))
-    page.get_by_role("button", name="Stop", exact=True).locator("visible=true").click()
-    wait_until(lambda: stands_still(slow_steps))
-    assert written.inner_text().startswith("Once upon a time") and len(slow_steps) < 190
+    stop(page)
+    wait_until(lambda: len(endless.ended) == 1)
+    assert written.inner_text().startswith("Once upon a time")
     tokens.nth(2).focus()
     page.keyboard.press("ArrowRight")
     fourth = tokens.nth(3).get_attribute("data-pick")
@@ -337,12 +321,11 @@ def test_a_text_grows_in_place_and_continues_with_an_alternative(page, slow_step
     )
     tokens.nth(3).click()
     kept = [tokens.nth(n).inner_text() for n in range(3)]
-    count = len(slow_steps)
     page.locator(".popover button.bar").first.click()
-    wait_until(lambda: len(slow_steps) > count + 2)
+    wait_until(lambda: len(endless.begun) == 2 and tokens.count() > 6)
     assert popover.count() == 0 and [tokens.nth(n).inner_text() for n in range(3)] == kept
-    page.get_by_role("button", name="Stop", exact=True).locator("visible=true").click()
-    wait_until(lambda: stands_still(slow_steps))
+    stop(page)
+    wait_until(lambda: len(endless.ended) == 2)
 
 
 def test_a_text_that_ends_says_so_and_another_seed_writes_another(page, monkeypatch):
@@ -365,13 +348,12 @@ def test_a_text_that_ends_says_so_and_another_seed_writes_another(page, monkeypa
 
 
 def test_the_verdict_comes_before_the_words(page, monkeypatch):
-    started, original = [], classifier.attribution_steps
+    started, go_on, original = [], threading.Event(), classifier.attribution_steps
 
     def slow(*arguments):
         started.append(arguments[2])
-        for words in original(*arguments):
-            time.sleep(0.5)
-            yield words
+        go_on.wait(PATIENCE / SECOND)
+        yield from original(*arguments)
 
     monkeypatch.setattr(classifier, "attribution_steps", slow)
     open_tab(page, "Spam")
@@ -379,7 +361,9 @@ def test_the_verdict_comes_before_the_words(page, monkeypatch):
     box.fill("Win a FREE prize now! " + INJECTION)
     press(page, "Spam or not?")
     page.locator("#words .notice").wait_for()  # instead of the words of the first message
+    wait_until(lambda: started)
     assert "FREE" not in page.locator("#words").inner_text()
+    go_on.set()
     wait_until(lambda: "FREE" in page.locator("#words").inner_text())
     assert page.get_by_text("<script>").count() >= 1 and page.get_by_text("speaks for spam").count() == 1
     keep(page, "spam")
@@ -441,69 +425,3 @@ def test_an_error_is_one_sentence_shown_as_text(page):
     press(page, "Write")
     page.get_by_text("is not the name of a model; choose one from the list").first.wait_for()
     assert page.locator("img[src=x]").count() == 0
-
-
-def use_every_tab(page):
-    """Each tab in turn, with something on it."""
-    heads(page).first.wait_for()
-    yield "Look inside"
-    open_tab(page, "Complete")
-    press(page, "Write")
-    page.locator(".written > [role=button]").nth(9).wait_for()
-    page.get_by_role("button", name="Stop", exact=True).locator("visible=true").click()
-    page.wait_for_timeout(500)
-    page.locator(".written > [role=button]").nth(3).click()
-    page.locator(".popover").wait_for()
-    yield "Complete"
-    open_tab(page, "Chat")
-    message_box(page).fill("the cat")
-    press(page, "Send")
-    page.get_by_label("Retry").first.wait_for()
-    yield "Chat"
-    open_tab(page, "Spam")
-    page.locator("#words .for, #words .against").first.wait_for()  # of the first message
-    page.get_by_text("Many at once").click()
-    yield "Spam"
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_no_serious_violation(browser, address, theme):
-    axe = pytest.importorskip("axe_playwright_python", reason="axe-core comes with pip install axe-playwright-python")
-    script = (Path(axe.__path__[0]) / "axe.min.js").read_text(encoding="utf-8")
-    page = visit(browser, address, theme=theme)
-    for tab in use_every_tab(page):
-        page.evaluate(script)
-        found = page.evaluate(
-            "axe.run(document, {resultTypes: ['violations']}).then(({violations}) => violations.map(v => "
-            "[v.impact, v.id, v.nodes.map(n => n.target.join(' ') + ': ' + n.failureSummary)]))"
-        )
-        keep(page, tab.lower().replace(" ", "_"))
-        assert [one for one in found if one[0] in ("serious", "critical")] == [], tab
-    leave(page)
-
-
-TOO_SMALL = """() => [...document.querySelectorAll('button, a, select, input, [role=tab]')].filter(item => {
-  const target = item.closest('label') || item, box = target.getBoundingClientRect();
-  return box.width && item.checkVisibility() && box.height < 44 && !item.closest('footer');
-}).map(item => item.outerHTML.slice(0, 120))"""
-
-
-def test_a_phone_shows_every_tab_without_scrolling_aside(browser, address):
-    page = visit(browser, address, 390, 844)
-    for tab in use_every_tab(page):
-        assert page.locator(".overflow-menu").first.is_hidden(), "tabs are hidden behind a menu"
-        assert page.evaluate("document.documentElement.scrollWidth") == 390, tab
-        assert page.evaluate(TOO_SMALL) == [], tab
-        keep(page, tab.lower().replace(" ", "_"))
-        if tab == "Look inside":
-            assert page.locator(".arcs").bounding_box()["width"] > 300
-        if tab == "Complete":
-            stop = page.get_by_role("button", name="Stop", exact=True).locator("visible=true").bounding_box()
-            below = [page.locator(part).first.bounding_box()["y"] for part in ("#completion .legend", ".written")]
-            assert [
-                round(y - stop["y"] - stop["height"]) < most for y, most in zip(below, (80, 160), strict=True)
-            ] == [
-                True,
-                True,
-            ], below
-    leave(page)

@@ -46,7 +46,7 @@ def endless(monkeypatch):
     original, log = generation.write, SimpleNamespace(begun=[], steps=[], ended=[])
 
     def write(model, ids, sampling, begun=()):
-        some = itertools.islice(original(model, [5], generation.Sampling(max_new_tokens=20)), 20)
+        some = itertools.islice(original(model, ids, generation.Sampling(max_new_tokens=20)), 20)
         log.begun.append(1)
         try:
             for step in itertools.cycle([step for step in some if step.token != model.config.eos_token_id]):
