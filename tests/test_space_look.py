@@ -202,3 +202,36 @@ def test_stop_stands_beside_the_message_and_results_come_when_there_are_some(pag
     press(page, "Sort the file")  # a refusal shows none either
     page.locator(".notice, .toast-body").filter(has_text="Choose a CSV file first").first.wait_for()
     assert results.count() == table.count() == 0
+
+
+RING = """() => {
+  const item = document.activeElement, box = item.getBoundingClientRect(), style = getComputedStyle(item);
+  if (item === document.body) return null;
+  const drawn = style.outlineStyle !== 'none' && parseFloat(style.outlineWidth) >= 2 && style.opacity !== '0'
+    && box.width > 3 && box.height > 3;
+  return [item.outerHTML.slice(0, 150), drawn, style.outlineColor];
+}"""
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_control_has_a_focus_ring(browser, address, theme):
+    page = visit(browser, address, theme=theme)
+    heads(page).first.wait_for()
+    bare = []
+    for tab in ("Look inside", "Complete", "Chat", "Spam"):
+        open_tab(page, tab)
+        closed = page.locator("button.label-wrap:not(.open)").locator("visible=true")
+        while closed.count():
+            closed.first.click()
+        page.get_by_role("tab", name=tab, exact=True).focus()
+        count = 0
+        while True:
+            page.keyboard.press("Tab")
+            found = page.evaluate(RING)
+            if found is None or count > 120:
+                break
+            count += 1
+            bare += [] if found[1] else [(tab, *found)]
+        assert 8 < count < 120, (tab, count)
+    assert bare == []
+    leave(page)
