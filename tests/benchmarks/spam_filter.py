@@ -4,7 +4,7 @@
     python tests/benchmarks/spam_filter.py --sms SMSSpamCollection --india india.tsv --train_on sms
     python tests/benchmarks/spam_filter.py ... --options="--train lora --learning_rate 1e-3"     # not all weights
 
-Each seed splits both corpora anew and trains with the recipe of space/make_checkpoints.py, from the base in
+Each seed uses its own split of both corpora and trains with the recipe of space/make_checkpoints.py, from the base in
 space/checkpoints.
 The checkpoint with the highest F1 on the validation messages is tested, once, on held-out messages of both corpora: as
 they were sent, without digits, without links, in upper and in lower case. `validation_...` are the same metrics on the
