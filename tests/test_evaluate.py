@@ -255,7 +255,7 @@ def test_script_replaces_nothing_without_being_told(folders, tmp_path, monkeypat
 
 def test_script_ends_with_one_line_on_mistakes(folders, tmp_path, monkeypatch, capsys):
     for options, message in (
-        (("--text", tmp_path / "absent.txt"), "No such file"),
+        (("--text", tmp_path / "absent.txt"), "absent.txt does not exist; check the path."),
         (("--new_tokens", -1), "new_tokens is -1 but must be at least 0"),
         (("--hellaswag_limit", 0), "hellaswag_limit is 0 but must be at least 1"),
         (("--classification", tmp_path), "has no report.json; make the folder with"),

@@ -455,7 +455,7 @@ def test_example_ends_with_one_line_on_mistakes(model_folder, tmp_path, monkeypa
     good.write_bytes(TEXT.encode())
     for options, message in (
         (("--text", latin1), f"{latin1} is not UTF-8 (byte 0xef); convert it, e.g. with iconv."),
-        (("--text", tmp_path / "absent.txt"), "No such file or directory"),
+        (("--text", tmp_path / "absent.txt"), "absent.txt does not exist; check the path."),
         (("--text", good, empty), f"{empty} is empty."),
         (("--text", good, "--json", tmp_path / "absent" / "report.json"), "create it first."),
         (("--text", good, "--tokenizer", tmp_path / "absent"), "is not a local folder"),
