@@ -123,7 +123,7 @@ REFUSED = [
     ({"accelerator_config": '{"split": true}'}, r"The training arguments cannot be used: .*'split'"),
     ({"bf16_full_eval": True}, r"--bf16_full_eval would convert the trained weights to bfloat16"),
     ({"fp16_full_eval": True}, r"--fp16_full_eval would convert the trained weights to float16"),
-    ({"eval_do_concat_batches": False}, r"--eval_do_concat_batches False leaves the batches apart"),
+    ({"eval_do_concat_batches": False}, r"--eval_do_concat_batches False does not concatenate the batches"),
     ({"include_for_metrics": "inputs"}, r"--include_for_metrics has no effect"),
     ({"include_for_metrics": "loss"}, r"--include_for_metrics has no effect"),
     ({"batch_eval_metrics": True}, r"batch_eval_metrics"),
