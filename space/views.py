@@ -54,7 +54,7 @@ def note(sentence: Sentence) -> str:
     if not sentence.left_out:
         return ""
     kept = len(sentence.labels)
-    return f"The walk shows the first {kept} tokens; {counted(sentence.left_out, 'more token')} are left out."
+    return f"The walk shows the first {kept} tokens and leaves out {counted(sentence.left_out, 'more token')}."
 
 
 def overview(sentence: Sentence) -> str:
@@ -64,9 +64,9 @@ def overview(sentence: Sentence) -> str:
     answer = markup.bars([markup.Bar(*guess) for guess in guesses])
     return f"<h2>What comes next?</h2>{answer}" + markup.stations(
         [
-            ("step-tokens", "Tokens", f"{len(sentence.text)} characters → {len(sentence.labels)}"),
+            ("step-tokens", "Tokens", f"{counted(len(sentence.text), 'character')} → {len(sentence.labels)}"),
             ("step-vectors", "Vectors", f"{len(sentence.labels)} {TIMES} {config.n_embd} numbers"),
-            ("step-attention", "Attention", f"{config.n_layer} {TIMES} {config.n_head} heads"),
+            ("step-attention", "Attention", f"{config.n_layer} {TIMES} {counted(config.n_head, 'head')}"),
             ("step-mlp", "MLP", f"{config.inner_width:,} neurons"),
             ("step-lens", "Guess", f"first in layer {first_layer_of_answer(sentence)}"),
             ("step-next", "Next token", f"{best} {chance:.0%}"),

@@ -240,7 +240,9 @@ def test_the_walk_shows_tokens_as_text(base):
     assert views.note(sentence) == ""
     long = views.read_sentence(*base, "cat " * 100)
     assert len(long.labels) == 64 and long.left_out > 30
-    assert views.note(long) == f"The walk shows the first 64 tokens; {long.left_out} more tokens are left out."
+    assert views.note(dataclasses.replace(long, left_out=1)).endswith("leaves out 1 more token.")
+    assert "1 character →" in views.overview(views.read_sentence(*base, "T"))
+    assert views.note(long) == f"The walk shows the first 64 tokens and leaves out {long.left_out} more tokens."
 
 
 def test_a_head_is_enlarged_and_switched_off(base):

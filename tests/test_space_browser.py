@@ -97,6 +97,12 @@ def stop(page) -> None:
     page.get_by_role("button", name="Stop", exact=True).locator("visible=true").click()
 
 
+def wait_until_it_grows(text) -> None:
+    """The page can only stop what it has begun to receive: earlier, it does not know the number of the event."""
+    early = text.inner_text()
+    wait_until(lambda: text.inner_text() != early)
+
+
 def press(page, name: str) -> None:
     page.get_by_role("button", name=name, exact=True).click()
 
@@ -226,13 +232,13 @@ def test_chat_streams_stops_and_retries(page, endless):
     box.press("Enter")
     answer = page.get_by_test_id("bot").last
     wait_until(lambda: len(endless.steps) > 4)
-    early = answer.inner_text()
-    wait_until(lambda: answer.inner_text() != early)
+    wait_until_it_grows(answer)
     assert box.is_enabled() and focused(page) == "TEXTAREA"
     stop(page)
     wait_until(lambda: len(endless.ended) == 1)
     page.get_by_label("Retry").first.click()
     wait_until(lambda: len(endless.begun) == 2)
+    wait_until_it_grows(answer)
     stop(page)
     wait_until(lambda: len(endless.ended) == 2)
     assert page.get_by_role("button", name="Send").is_visible()
@@ -297,8 +303,7 @@ def test_a_text_grows_in_place_and_continues_with_an_alternative(page, endless):
     written, tokens = page.locator(".written"), page.locator(".written > [role=button]")
     press(page, "Write")
     wait_until(lambda: len(endless.steps) > 12)
-    early = written.inner_text()
-    wait_until(lambda: len(written.inner_text()) > len(early))
+    wait_until_it_grows(written)
     stop(page)
     wait_until(lambda: len(endless.ended) == 1)
     assert written.inner_text().startswith("Once upon a time")
@@ -373,12 +378,12 @@ def test_the_verdict_comes_before_the_words(page, monkeypatch):
     wait_until(lambda: "altogether" in page.locator("#words").inner_text())
 
 
-def test_a_file_with_semicolons_is_sorted(page, tmp_path):
+@pytest.mark.parametrize(("delimiter", "encoding"), [(";", "cp1252"), ("\t", "utf-16")], ids=["semicolons", "tabs"])
+def test_a_file_with_other_delimiters_is_sorted(page, tmp_path, delimiter, encoding):
     open_tab(page, "Spam")
     page.get_by_text("Many at once").click()
-    (tmp_path / "texts.csv").write_bytes(
-        "id;body;n\n1;hello thére;2\n2;;3\n3;<b>you</b> have won;4\n".encode("cp1252")
-    )
+    content = "id;body;n\n1;hello thére;2\n2;;3\n3;<b>you</b> have won;4\n".replace(";", delimiter)
+    (tmp_path / "texts.csv").write_bytes(content.encode(encoding))
     give_file(page, tmp_path / "texts.csv")
     column = page.get_by_label("Column of the texts")
     wait_until(lambda: column.input_value() == "body")
@@ -414,6 +419,25 @@ def test_a_file_without_a_column_of_texts_is_asked_about(page, tmp_path):
     column.press("Enter")
     press(page, "Sort the file")
     page.locator(".notice").locator("visible=true").filter(has_text="1 row: 1 ").wait_for()
+
+
+def test_sentences_of_the_page_name_what_stands_on_it(page):
+    """No names of the code, no halves of a character, no plural of one."""
+    heads(page).first.wait_for()
+    page.get_by_label("Sentence").fill("😀")
+    press(page, "Look")
+    tokens = page.locator("#step-tokens li")
+    wait_until(lambda: tokens.count() == 4)  # one for each byte
+    assert "\ufffd" not in page.content() and "1 character →" in page.locator("#overview").inner_text()
+    open_tab(page, "Complete")
+    page.get_by_text("Model and settings").locator("visible=true").click()
+    page.get_by_label("Model", exact=True).locator("visible=true").first.click()
+    offered = page.get_by_role("option").all_inner_texts()
+    assert offered and not any("broken" in name or "spam" in name for name in offered)
+    page.keyboard.press("Escape")
+    page.get_by_label("Seed").fill("")
+    press(page, "Write")
+    page.get_by_text("The seed must be a number from 0 to 4,294,967,295; choose one.").wait_for()
 
 
 def test_an_error_is_one_sentence_shown_as_text(page):
