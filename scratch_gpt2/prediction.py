@@ -44,15 +44,15 @@ def classify_text(
     encoded, cut = encode_texts(tokenizer, texts, max_length=positions)
     if cut:
         logger.warning("%d of %d texts were cut to their first %d tokens.", cut, len(texts), positions)
-    results = []
+    results = {}
     with evaluation_mode(model):
-        for start in range(0, len(texts), batch_size):
-            batch = tokenizer.pad({"input_ids": encoded[start : start + batch_size]}, return_tensors="pt")
+        for rows in batches_by_length([len(ids) for ids in encoded], batch_size):
+            batch = tokenizer.pad({"input_ids": [encoded[row] for row in rows]}, return_tensors="pt")
             logits = model(**batch.to(model.device), use_cache=False).logits  # (B, number of labels)
-            for probabilities in logits.float().softmax(-1).tolist():
+            for row, probabilities in zip(rows, logits.float().softmax(-1).tolist(), strict=True):
                 named = ((model.config.id2label[i], probability) for i, probability in enumerate(probabilities))
-                results.append(dict(sorted(named, key=lambda item: -item[1])))
-    return results
+                results[row] = dict(sorted(named, key=lambda item: -item[1]))
+    return [results[row] for row in range(len(texts))]
 
 
 @dataclass(frozen=True)

@@ -280,8 +280,15 @@ def confidence_wanted(probabilities: np.ndarray, is_spam: np.ndarray) -> float:
 
 def spam_results(model, tokenizer, rows: list[dict], **options) -> tuple[dict, list[tuple[str, str]]]:
     """Metrics on the test messages, with how many are unsure and how many of the others are right, and samples."""
-    metrics = filter_metrics(lambda texts: spam_probabilities(model, tokenizer, texts), rows, **options)
-    probabilities = spam_probabilities(model, tokenizer, [row["text"] for row in rows])
+    known: dict[str, float] = {}  # most variants of a message are the message itself
+
+    def probabilities_of(texts: list[str]) -> np.ndarray:
+        new = list(dict.fromkeys(text for text in texts if text not in known))
+        known.update(zip(new, spam_probabilities(model, tokenizer, new).tolist(), strict=True))
+        return np.array([known[text] for text in texts])
+
+    metrics = filter_metrics(probabilities_of, rows, **options)
+    probabilities = probabilities_of([row["text"] for row in rows])
     is_right = (probabilities > 0.5) == np.array([row["label"] == SPAM for row in rows])
     is_sure = np.maximum(probabilities, 1 - probabilities) >= model.config.unsure_below
     metrics |= {"unsure": float(1 - is_sure.mean()), "accuracy_where_sure": float(is_right[is_sure].mean())}

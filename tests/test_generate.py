@@ -9,6 +9,7 @@ import peft
 import pytest
 import transformers
 from model_fixtures import fill, tiny_model
+from warm_python import run_python
 
 EXAMPLE = Path(__file__).resolve().parents[1] / "examples" / "generate.py"
 
@@ -21,36 +22,41 @@ def folder(tiny_tokenizer, tmp_path_factory):
     return folder
 
 
-def generate(*arguments, launcher=(), text=None, **environment):
+def generate(*arguments):
+    return run_python(EXAMPLE, "--max_new_tokens", "2", *arguments)
+
+
+def generate_in_a_new_interpreter(*arguments, launcher=(), text=None, **environment):
     """The finished process, whose output is bytes."""
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"} | environment
     command = [sys.executable, *launcher, EXAMPLE, "--max_new_tokens", "2", *arguments]
     return subprocess.run(list(map(str, command)), env=environment, input=text, capture_output=True, timeout=300)
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
 def test_characters_that_the_console_lacks_do_not_end_the_run(folder, encoding):
-    done = generate("--model", folder, "--prompt", "cat → mat", PYTHONIOENCODING=encoding)
+    done = generate_in_a_new_interpreter("--model", folder, "--prompt", "cat → mat", PYTHONIOENCODING=encoding)
     assert done.returncode == 0, done.stderr
     arrow = "→" if encoding == "utf-8" else "?"
     assert done.stdout.decode(encoding).startswith(f"cat {arrow} mat")
 
 
 def test_the_byte_order_mark_of_standard_input_is_not_text(folder):
-    done = generate("--model", folder, "--prompt", "-", text="\ufeffcat\n".encode(), PYTHONIOENCODING="utf-8")
+    text = "\ufeffcat\n".encode()
+    done = generate_in_a_new_interpreter("--model", folder, "--prompt", "-", text=text, PYTHONIOENCODING="utf-8")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(b"cat") and not done.stdout.startswith(b"cat\n")
 
 
 def test_kernels_are_named_once_and_can_be_left_as_loaded(folder):
     first, second = (generate("--model", folder, "--prompt", "cat", "--greedy", *no) for no in ([], ["--no_optimize"]))
-    assert first.stdout == second.stdout and first.stdout.startswith(b"cat")
-    assert first.stderr.count(b"Kernels: ") == 1 and b"Kernels" not in second.stderr
+    assert first.stdout == second.stdout and first.stdout.startswith("cat")
+    assert first.stderr.count("Kernels: ") == 1 and "Kernels" not in second.stderr
 
 
 def test_several_processes_write_once(folder):
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    done = generate("--model", folder, "--prompt", "The hat", launcher=launcher)
+    done = generate_in_a_new_interpreter("--model", folder, "--prompt", "The hat", launcher=launcher)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(b"The hat") == 1
 
@@ -66,4 +72,4 @@ def test_adapters_and_other_architectures(folder, tiny_tokenizer, tmp_path):
     for name in ("adapter", "llama"):
         done = generate("--model", tmp_path / name, "--prompt", "cat", "--greedy")
         assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(b"cat")
+        assert done.stdout.startswith("cat")

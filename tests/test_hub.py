@@ -14,8 +14,9 @@ import torch
 from hub_server import LoopbackHub
 from huggingface_hub import ModelCard, ModelCardData, constants, hf_api
 from model_fixtures import fill
-from test_registration import HEADS, make_config, run_python
+from test_registration import HEADS, make_config, output_of
 from transformers import TrainingArguments
+from warm_python import run_python
 
 import scratch_gpt2
 from scratch_gpt2.data.rows import describe_hub
@@ -306,7 +307,7 @@ def test_every_head_is_pulled_without_the_package(client, tiny_tokenizer, tmp_pa
         model = getattr(scratch_gpt2, head).from_pretrained(folder).eval()
         expected[auto_class] = model(**tiny_tokenizer("The cat sat", return_tensors="pt"))[0]
     elsewhere = client.environment(TOKEN, tmp_path / "elsewhere")
-    run_python(NOT_INSTALLED + PULL, tmp_path / "outputs.pt", *HEADS, **elsewhere)
+    output_of(NOT_INSTALLED + PULL, tmp_path / "outputs.pt", *HEADS, **elsewhere)
     outputs = torch.load(tmp_path / "outputs.pt", weights_only=True)
     torch.testing.assert_close(outputs, expected, rtol=0, atol=1e-6)
 
@@ -317,18 +318,13 @@ def test_a_private_model_does_not_exist_for_strangers(client, tiny_tokenizer, tm
         "import transformers\ntry:\n    transformers.AutoConfig.from_pretrained('alice/secret')"
         "\nexcept OSError as error:\n    print(error)"
     )
-    printed = run_python(code, **client.environment(None, tmp_path / "elsewhere"))
+    printed = output_of(code, **client.environment(None, tmp_path / "elsewhere"))
     assert "alice/secret is not a local folder and is not a valid model identifier" in printed
 
 
 def run_script(hub, tmp_path, script: str, *arguments, token=TOKEN) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, ROOT / "examples" / script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=os.environ | hub.environment(token, tmp_path / "home"),
-    )
+    environment = os.environ | hub.environment(token, tmp_path / "home")
+    return run_python(ROOT / "examples" / script, *arguments, cwd=tmp_path, env=environment)
 
 
 def test_the_script_checks_the_pushed_model(hub, tiny_tokenizer, tmp_path):
@@ -366,7 +362,7 @@ def test_an_adapter_is_pushed_as_an_adapter(client, tiny_tokenizer, tmp_path, mo
     for use, hidden in zip(re.findall("```python\n(.*?)```", card.text, re.DOTALL), ("", NOT_INSTALLED), strict=True):
         code = f"{hidden}{use}import sys, torch\ntorch.save(model(torch.arange(1, 9)[None]).logits, sys.argv[1])"
         result = tmp_path / f"logits{len(hidden)}.pt"
-        run_python(code, result, **client.environment(TOKEN, tmp_path / "elsewhere"))
+        output_of(code, result, **client.environment(TOKEN, tmp_path / "elsewhere"))
         torch.testing.assert_close(torch.load(result, weights_only=True), expected, rtol=0, atol=1e-6)
     shown = run_script(client, tmp_path, "push_to_hub.py", *arguments, "--show")
     assert shown.returncode == 0, shown.stderr

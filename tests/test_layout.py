@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from test_registration import run_python
+from test_registration import output_of
 
 from scratch_gpt2.checkpoint_files import TRAVELLING_FILES
 
@@ -191,4 +191,4 @@ def test_functions_fit_a_screen():
 
 def test_importing_the_package_is_light():
     code = f"import json, sys, scratch_gpt2\nprint(json.dumps([n for n in {HEAVY} if n in sys.modules]))"
-    assert json.loads(run_python(code)) == []
+    assert json.loads(output_of(code)) == []

@@ -6,13 +6,13 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from warm_python import run_python
 
 from scratch_gpt2.cli import run_main
 from scratch_gpt2.data.python_text import python_documents, read_docstrings
@@ -63,8 +63,8 @@ def assert_one_line_error(result, *words):
 def trained(tmp_path_factory):
     """Folder and output of `examples/quickstart.py --smoke`, run as a user would."""
     folder = tmp_path_factory.mktemp("quickstart")
-    command = [sys.executable, str(EXAMPLES / "quickstart.py"), "--smoke", "--output", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_python(EXAMPLES / "quickstart.py", "--smoke", "--output", folder)
+    assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
 

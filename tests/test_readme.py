@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from hellaswag_rows import ROWS, write_rows
+from warm_python import run_python
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
 from scratch_gpt2.configuration_scratch_gpt2 import PRESETS
@@ -64,6 +65,9 @@ def shell(command, cwd):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "HF_HUB_OFFLINE": "1"}
     environment = {name: value for name, value in environment.items() if not name.startswith("MAKE")}  # make test
+    if command.startswith("python examples/"):
+        words = subprocess.run(f"printf '%s\\0' {command}", shell=True, cwd=cwd, capture_output=True, text=True)
+        return run_python(*words.stdout.split("\0")[1:-1], cwd=cwd, env=environment)
     return subprocess.run(command, shell=True, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
@@ -143,13 +147,7 @@ def test_commands_within_a_sentence(name):
 
 @pytest.mark.parametrize("block", blocks("python"))
 def test_python_block(block, workplace):
-    done = subprocess.run(
-        [sys.executable, "-c", block],
-        cwd=workplace,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
+    done = run_python(block, cwd=workplace, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     if block.startswith("# needs the network"):
         assert done.returncode == 1
         assert "OSError" in done.stderr or "FileNotFoundError" in done.stderr

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from model_fixtures import TOKENS, random_ids, tiny_model
-from test_registration import run_python
+from test_registration import output_of
 
 from scratch_gpt2.reference import gpt2_logits, main, next_token_loss, sample
 from scratch_gpt2.tokenization import train_tokenizer
@@ -81,7 +81,7 @@ def checkpoint(tmp_path_factory):
 
 def test_command_prints_shapes_loss_and_text(checkpoint):
     code = f"import runpy, sys; sys.argv = ['reference', {str(checkpoint)!r}, 'Once upon a time']\n"
-    lines = run_python(code + "runpy.run_module('scratch_gpt2.reference', run_name='__main__')").splitlines()
+    lines = output_of(code + "runpy.run_module('scratch_gpt2.reference', run_name='__main__')").splitlines()
     names = [line[:20].strip() for line in lines[:11]]
     assert names[0] == "tokens" and names[1] == "embeddings" and names[9] == "logits" and names[10] == "loss"
     length = int(lines[0].split("(1, ")[1].split(")")[0])

@@ -6,13 +6,13 @@ import json
 import multiprocessing
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeline
+from warm_python import run_python
 
 import scratch_gpt2
 from scratch_gpt2.checkpoint_files import TRAVELLING_FILES
@@ -60,12 +60,9 @@ def checkpoints(tiny_tokenizer, tmp_path_factory):
     return folder
 
 
-def run_python(code, *arguments, **environment):
-    """Standard output of a fresh process."""
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    result = subprocess.run(
-        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, env=os.environ | environment
-    )
+def output_of(code, *arguments, **environment):
+    """Standard output of another process."""
+    result = run_python(code, *arguments, env=os.environ | environment)
     assert result.returncode == 0, result.stderr
     return result.stdout
 
@@ -122,7 +119,7 @@ print(type(model) is scratch_gpt2.ScratchGPT2ForCausalLM)
 
 
 def test_the_import_can_be_repeated(checkpoints):
-    assert run_python(FRESH_IMPORT, checkpoints / "AutoModelForCausalLM").strip() == "True"
+    assert output_of(FRESH_IMPORT, checkpoints / "AutoModelForCausalLM").strip() == "True"
 
 
 def load_in_worker(config, folder):
@@ -197,7 +194,7 @@ def without_the_package(checkpoints, tmp_path_factory):
     config = transformers.GPT2Config(vocab_size=290, n_positions=32, n_embd=16, n_layer=1, n_head=2)
     transformers.GPT2LMHeadModel(config).save_pretrained(foreign)
     cache = tmp_path_factory.mktemp("modules")
-    printed = run_python(WITHOUT_THE_PACKAGE, checkpoints, results, foreign, HF_MODULES_CACHE=str(cache))
+    printed = output_of(WITHOUT_THE_PACKAGE, checkpoints, results, foreign, HF_MODULES_CACHE=str(cache))
     return results, printed, foreign
 
 
@@ -271,7 +268,7 @@ def checkpoints_before(tmp_path_factory):
     if archive.returncode != 0:
         pytest.skip(f"the history of this checkout does not reach back to {BEFORE}")
     subprocess.run(["tar", "-x", "-C", code], input=archive.stdout, check=True)
-    run_python(SAVE_BEFORE, folder, code)
+    output_of(SAVE_BEFORE, folder, code)
     config = json.loads((folder / "ForCausalLM" / "config.json").read_text())
     old_place = "modeling_scratch_gpt2.ScratchGPT2ForSequenceClassification"
     assert config["auto_map"]["AutoModelForSequenceClassification"] == old_place
@@ -284,7 +281,7 @@ def load_before(folder, results, with_package, modules):
     results.mkdir()
     code = LOAD_BEFORE if with_package else WITHOUT_THE_PACKAGE.split("import torch")[0] + LOAD_BEFORE
     code = "import scratch_gpt2\n" + code if with_package else code
-    run_python(code, folder, results, HF_MODULES_CACHE=str(modules))
+    output_of(code, folder, results, HF_MODULES_CACHE=str(modules))
     return torch.load(results / "outputs.pt", weights_only=True)
 
 

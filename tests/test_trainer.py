@@ -17,6 +17,7 @@ from model_fixtures import random_ids, tiny_model
 from safetensors.torch import load_file
 from test_pretrain import NEW, SMALL, TEXT, book, command, history, make_trainer, read_log, run_script  # noqa: F401
 from transformers import TrainerCallback
+from warm_python import run_python
 
 from scratch_gpt2.cli import Stopped
 from scratch_gpt2.data.token_shards import TokenShards
@@ -158,7 +159,7 @@ class TestDivergence:
         options = (
             NEW | TEXT | {"--data": book, "--output_dir": tmp_path, "--learning_rate": "1e30", "--save_steps": 100}
         )
-        done = subprocess.run([sys.executable, *command(options)], capture_output=True, text=True)
+        done = run_python(*command(options))
         assert done.returncode == 1
         assert "error: The loss is" in done.stderr and "Traceback" not in done.stderr
         assert not (tmp_path / "model.safetensors").exists() and not (tmp_path / "run.json").exists()
