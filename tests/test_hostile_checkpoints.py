@@ -20,6 +20,7 @@ from model_fixtures import tiny_config
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
 
+pytestmark = pytest.mark.xdist_group("hostile")  # one load of all of them
 BOMB = 2**30  # bytes after unpacking
 LOAD = """
 import json, resource, sys

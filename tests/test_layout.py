@@ -192,3 +192,10 @@ def test_functions_fit_a_screen():
 def test_importing_the_package_is_light():
     code = f"import json, sys, scratch_gpt2\nprint(json.dumps([n for n in {HEAVY} if n in sys.modules]))"
     assert json.loads(output_of(code)) == []
+
+
+@pytest.mark.xdist_group("alone")
+def test_groups_of_tests_share_a_worker(request):
+    """pytest-xdist ignores groups silently where it does not know this version of pytest."""
+    if hasattr(request.config, "workerinput") and request.config.getoption("dist") == "loadgroup":
+        assert request.node.nodeid.endswith("@alone")

@@ -18,6 +18,7 @@ from scratch_gpt2.cli import run_main
 from scratch_gpt2.data.python_text import python_documents, read_docstrings
 from scratch_gpt2.training.plots import plot_history
 
+pytestmark = pytest.mark.xdist_group("quickstart")  # one run of the script
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 

@@ -33,7 +33,10 @@ from test_space import folder  # noqa: F401  (a fixture)
 from test_space_server import endless, wait_until  # noqa: F401  (the first is a fixture)
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (apt-get install chromium)")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (apt-get install chromium)"),
+    pytest.mark.xdist_group("browser"),  # one server, one browser
+]
 SECOND = 1000
 PATIENCE = 60 * SECOND
 INJECTION = (

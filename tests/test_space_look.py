@@ -31,7 +31,10 @@ from test_space_browser import (  # noqa: F401  (the second line are fixtures)
     wait_until,
 )
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (apt-get install chromium)")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here (apt-get install chromium)"),
+    pytest.mark.xdist_group("look"),  # one server, one browser
+]
 SIZES = pytest.mark.parametrize("size", [(1280, 800), (390, 844)], ids=["desktop", "phone"])
 
 
