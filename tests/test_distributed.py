@@ -18,13 +18,14 @@ import torch
 import yaml
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
-from model_fixtures import tiny_model
+from model_fixtures import tiny_config, tiny_model
 from safetensors.torch import load_file
 from test_pretrain import history, make_trainer
 
 from scratch_gpt2 import ScratchGPT2ForCausalLM
 from scratch_gpt2.training.callbacks import SampleCallback
 from scratch_gpt2.training.checkpoints import newest_intact_checkpoint
+from scratch_gpt2.training.plan import device_memory
 from scratch_gpt2.training.recipes import PretrainingArguments
 
 pytestmark = pytest.mark.xdist_group("distributed")  # one worker: the fixtures occupy both cores
@@ -67,6 +68,16 @@ def evaluation(trainer, rows):
     return trainer.evaluate(trainer.train_dataset[:rows])["eval_loss"]
 
 
+def held_bytes(trainer) -> dict[str, int]:
+    """Of the weights and of the optimizer's state in this process, without the counters of steps."""
+    states = (tensor for state in trainer.optimizer.state.values() for tensor in state.values())
+    kept = {"parameters": trainer.model_wrapped.parameters(), "optimizer": filter(torch.is_tensor, states)}
+    return {
+        name: sum(getattr(t, "to_local", lambda t=t: t)().nbytes for t in tensors if t.dim())
+        for name, tensors in kept.items()
+    }
+
+
 def work(kind, folder):
     """What each of the two processes runs."""
     if kind == "fsdp2":
@@ -74,6 +85,7 @@ def work(kind, folder):
     for optimizer in OPTIMIZERS:
         trainer = train(folder / optimizer, optimizer, passes=1)
         assert trainer.args.world_size == 2 and trainer.is_fsdp_enabled == (kind == "fsdp2")
+        (folder / f"{optimizer}-{trainer.args.process_index}.json").write_text(json.dumps(held_bytes(trainer)))
     resumed = train(folder / "muon", "muon", passes=1, resume_from_checkpoint=folder / "muon" / "checkpoint-3")
     evaluated = {rows: evaluation(trainer, rows) for rows in EVALUATED_ROWS}
     if trainer.is_world_process_zero():
@@ -139,6 +151,15 @@ def test_evaluation_counts_every_row_once(together, tmp_path):
         with torch.no_grad():
             expected = model(ids, labels=ids).loss.item()
         assert evaluated[str(rows)] == pytest.approx(expected, rel=1e-5), rows
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_fullest_process_holds_what_the_plan_says(request, together, optimizer):
+    held = [json.loads((together / f"{optimizer}-{rank}.json").read_text()) for rank in (0, 1)]
+    strategy = request.node.callspec.params["together"]
+    planned = device_memory(tiny_config(), strategy, devices=2, rows=2, length=8, optimizer=optimizer)
+    for name in ("parameters", "optimizer"):
+        assert max(one[name] for one in held) == getattr(planned, name) > 0
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
