@@ -236,6 +236,11 @@ class TestResuming:
         for step in (5, 6):
             assert after[step] == pytest.approx(before[step] * 0.002 / 0.01)
         assert [group["weight_decay"] for group in changed.optimizer.param_groups] == [0.3, 0.0]
+        schedule = {"max_steps": 10, "lr_scheduler_type": "linear", "warmup_steps": 0, "save_strategy": "no"}
+        longer = make_trainer(tmp_path, **schedule)
+        longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+        rates = history(longer, "learning_rate")
+        assert [rates[step] for step in range(5, 11)] == pytest.approx([0.006, 0.005, 0.004, 0.003, 0.002, 0.001])
 
     def test_checkpoints_of_which_none_is_complete(self, tmp_path):
         make_trainer(tmp_path, save_only_model=True, max_steps=4).train()

@@ -35,7 +35,8 @@ class PushingTrainer(Trainer):
     - A loss or weight that is not finite raises ValueError before anything is saved.
     - Ctrl-C or SIGTERM ends the training after the current step with a checkpoint, unless `save_strategy` is no, and
       raises `Stopped`. A second Ctrl-C ends it at once.
-    - Resuming applies a changed `learning_rate` and `weight_decay`, which Trainer restores from the checkpoint.
+    - Resuming applies a changed `learning_rate`, schedule and `weight_decay` from its first step on; Trainer restores
+      those of the checkpoint.
     - `train_loss` is the mean over all steps of the run, also after resuming.
     - `save_model` does not push; call `push_to_hub` when everything is in the output folder. Trainer itself would push
       the whole output folder, with token shards, test rows and training_args.bin, in several commits.
@@ -91,12 +92,11 @@ class PushingTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is None or not hasattr(self.lr_scheduler, "lr_lambdas"):
             return
+        rate = self.args.learning_rate
         for i, group in enumerate(self.optimizer.param_groups):
-            if group["initial_lr"] != self.args.learning_rate:
-                rate = self.args.learning_rate
-                factor = self.lr_scheduler.lr_lambdas[i](self.lr_scheduler.last_epoch)
-                group["initial_lr"] = self.lr_scheduler.base_lrs[i] = rate
-                group["lr"] = self.lr_scheduler._last_lr[i] = rate * factor
+            factor = self.lr_scheduler.lr_lambdas[i](self.lr_scheduler.last_epoch)
+            group["initial_lr"] = self.lr_scheduler.base_lrs[i] = rate
+            group["lr"] = self.lr_scheduler._last_lr[i] = rate * factor
             if group["weight_decay"] > 0:
                 group["weight_decay"] = self.args.weight_decay
 
