@@ -186,13 +186,14 @@ def header(trainer: ClassificationTrainer, model, arguments: Arguments, splits: 
     """What was derived, one line each."""
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     total = sum(parameter.numel() for parameter in model.parameters())
+    head = "" if head_labels(arguments.model) else " (a new head)"
     cache = "none"
     if arguments.trunk_cache:
         size = sum(states_bytes(rows, arguments.train, model) for rows in splits.values())
         cache = f"{size / 1e6:.1f} MB of hidden states in {arguments.trunk_cache}"
     lines = {
         "model": arguments.model,
-        "labels": ", ".join(model.config.id2label.values()),
+        "labels": ", ".join(model.config.id2label.values()) + head,
         "data": ", ".join(f"{len(rows):,} {name}" for name, rows in splits.items()) + " texts",
         "length": cut,
         "cache": cache,

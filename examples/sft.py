@@ -30,7 +30,9 @@ if __name__ == "__main__":  # --help and mistyped options are answered before th
 
     runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
 
+import os
 import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -279,7 +281,8 @@ def encode(
 
 
 def show(tokenizer: PreTrainedTokenizerBase, rows: list[Row]) -> None:
-    shown = (show_mask(tokenizer, row) for row in rows)
+    colors = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    shown = (show_mask(tokenizer, row, colors=colors) for row in rows)
     PartialState().print("", *shown, sep="\n\n" + "-" * 80 + "\n\n")
 
 

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import math
 import os
 import socket
@@ -105,11 +106,15 @@ def losses(output_dir):
     return [entry["eval_loss"] for entry in history if "eval_loss" in entry]
 
 
-def test_from_prepared_data_to_a_pipeline(inputs, tmp_path, capsys):
+def test_from_prepared_data_to_a_pipeline(inputs, tmp_path, capsys, caplog):
+    logging.getLogger("transformers").addHandler(caplog.handler)
     run(inputs, tmp_path, "--num_train_epochs", 4, "--class_weights", "true", "--explain", "The rat\x1b[2J sat")
     printed = capsys.readouterr().out
     assert "0 of 48 texts were cut to their first 64 tokens" in printed
+    logging.getLogger("transformers").removeHandler(caplog.handler)
     assert "no mistakes" in printed and "\x1b" not in printed and "\nspam 0." in printed
+    assert "labels     ham, spam (a new head)\n" in printed
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics["positive_label"] == "spam" and metrics["test_rows"] == 10
     assert "precision, recall and F1 are of the label 'spam'" in printed

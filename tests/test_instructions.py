@@ -313,6 +313,9 @@ def test_a_template_that_does_not_fit(template, message, tiny_tokenizer, tmp_pat
 
 
 def test_the_coloured_mask(gpt2_tokenizer):
-    shown = show_mask(gpt2_tokenizer, encode_conversation(gpt2_tokenizer, CAPITAL, max_length=100))
+    example = encode_conversation(gpt2_tokenizer, CAPITAL, max_length=100)
+    shown = show_mask(gpt2_tokenizer, example, colors=True)
     assert shown.startswith("\033[90mBelow is an instruction")
     assert shown.endswith("### Response:\n\033[0m\033[32mRome.<|endoftext|>\033[0m")
+    shown = show_mask(gpt2_tokenizer, example, colors=False)
+    assert "\033" not in shown and shown.endswith("### Response:\n>>>Rome.<|endoftext|><<<")

@@ -1,6 +1,7 @@
 """The trainer that all scripts share: losses, divergence, interruption, and what resuming may change."""
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -87,14 +88,15 @@ class TestLosses:
         assert predicted_bytes_per_token(blocks[:1], tiny_tokenizer) == pytest.approx(2 / 3)
         assert predicted_bytes_per_token(blocks, tiny_tokenizer) == pytest.approx((2 + 3 * len(long[0])) / 6)
 
-    def test_train_loss_of_a_resumed_run_is_that_of_the_whole_run(self, tmp_path):
-        straight = make_trainer(tmp_path, max_steps=6).train()
+    @pytest.mark.parametrize("logged", [1, 4, 100])
+    def test_train_loss_of_a_resumed_run_is_that_of_the_whole_run(self, logged, tmp_path):
+        straight = make_trainer(tmp_path, max_steps=6, logging_steps=logged).train()
         expected = straight.metrics["train_loss"]
         shutil.rmtree(tmp_path / "checkpoint-6")
-        resumed = make_trainer(tmp_path, max_steps=6)
+        resumed = make_trainer(tmp_path, max_steps=6, logging_steps=logged)
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
         assert resumed.state.log_history[-1]["train_loss"] == pytest.approx(expected, rel=1e-6)
-        finished = make_trainer(tmp_path, max_steps=6)
+        finished = make_trainer(tmp_path, max_steps=6, logging_steps=logged)
         finished.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
         assert finished.state.log_history[-1]["train_loss"] == pytest.approx(expected, rel=1e-6)
 
@@ -241,6 +243,16 @@ class TestResuming:
         longer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
         rates = history(longer, "learning_rate")
         assert [rates[step] for step in range(5, 11)] == pytest.approx([0.006, 0.005, 0.004, 0.003, 0.002, 0.001])
+
+    def test_changed_steps_take_effect(self, tmp_path, caplog):
+        logging.getLogger("transformers").addHandler(caplog.handler)
+        make_trainer(tmp_path, logging_steps=4).train()
+        resumed = make_trainer(tmp_path, save_steps=1, max_steps=7)
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+        logging.getLogger("transformers").removeHandler(caplog.handler)
+        assert {5, 7} <= {int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*")}
+        assert list(history(resumed)) == [2, 4, 5, 6, 7]
+        assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
     def test_checkpoints_of_which_none_is_complete(self, tmp_path):
         make_trainer(tmp_path, save_only_model=True, max_steps=4).train()

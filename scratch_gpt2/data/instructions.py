@@ -269,13 +269,16 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *
         raise ValueError(str(error)) from error
 
 
-def show_mask(tokenizer: PreTrainedTokenizerBase, example: dict[str, list[int]]) -> str:
-    """The text of an encoded example for a terminal: what is learned in green, the rest in grey."""
-    green, grey, plain = "\033[32m", "\033[90m", "\033[0m"
+def show_mask(tokenizer: PreTrainedTokenizerBase, example: dict[str, list[int]], colors: bool) -> str:
+    """The text of an encoded example. With `colors`, for a terminal, what is learned is green and the rest is grey;
+    without, what is learned stands between >>> and <<<."""
     runs: list[tuple[bool, list[int]]] = []
     for token, label in zip(example["input_ids"], example["labels"], strict=True):
         learned = label != IGNORE_INDEX
         if not runs or runs[-1][0] != learned:
             runs.append((learned, []))
         runs[-1][1].append(token)
-    return "".join(f"{green if learned else grey}{tokenizer.decode(ids)}{plain}" for learned, ids in runs)
+    marks = {True: ("\033[32m", "\033[0m"), False: ("\033[90m", "\033[0m")}
+    if not colors:
+        marks = {True: (">>>", "<<<"), False: ("", "")}
+    return "".join(tokenizer.decode(ids).join(marks[learned]) for learned, ids in runs)

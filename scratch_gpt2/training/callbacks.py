@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers import PreTrainedTokenizerBase, ProgressCallback, Trainer, TrainerCallback
 
 from ..evaluation.hellaswag import Example, check_fits, encode_example, score_examples, summarize
 from ..files import write_atomically
@@ -60,6 +60,15 @@ class SpeedCallback(TrainerCallback):
         mean = self.seconds / self.steps if self.steps else None
         self.seconds, self.steps = 0.0, 0
         return mean
+
+
+class ProgressBar(ProgressCallback):
+    """Trainer's progress bar. It shows the numbers of a log entry only: texts are printed as they are."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        numbers = {name: value for name, value in logs.items() if not isinstance(value, str)}
+        if numbers.keys() - {"epoch"}:
+            super().on_log(args, state, control, logs=numbers, **kwargs)
 
 
 class SampleCallback(TrainerCallback):

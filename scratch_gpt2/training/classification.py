@@ -24,7 +24,7 @@ from ..data.text_classification import PreparedClassification, class_weights
 from ..evaluation.models import find_revision, is_classifier
 from ..heads_scratch_gpt2 import ScratchGPT2ForSequenceClassification
 from ..tokenization import encode_texts
-from .trainer import PushingTrainer
+from .trainer import PushingTrainer, without_warning
 from .trunk_cache import TrainedTop, cache_trunk, collate_states
 
 
@@ -67,16 +67,17 @@ def load_classifier(
                 "with its labels."
             )
         label_names = known
-    model = ScratchGPT2ForSequenceClassification.from_pretrained(
-        name,
-        dtype=torch.float32,
-        num_labels=len(label_names),
-        id2label=dict(enumerate(label_names)),
-        label2id={label: number for number, label in enumerate(label_names)},
-        problem_type="single_label_classification",
-        pad_token_id=tokenizer.pad_token_id,
+    options = {
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {label: number for number, label in enumerate(label_names)},
+        "problem_type": "single_label_classification",
+        "pad_token_id": tokenizer.pad_token_id,
         **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), dropout),
-    )
+    }
+    with without_warning("transformers.modeling_utils", "LOAD REPORT"):  # of a new head; gaps raise errors
+        model = ScratchGPT2ForSequenceClassification.from_pretrained(
+            name, dtype=torch.float32, num_labels=len(label_names), **options
+        )
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens but the model's vocab_size is {model.config.vocab_size}; use "

@@ -23,6 +23,7 @@ CHANGEABLE: tuple[str, ...] = (
     "weight_decay",
 )
 CHANGEABLE += ("max_grad_norm", "label_smoothing_factor", "bf16", "fp16", "per_device_train_batch_size")
+CHANGEABLE += ("logging_steps", "eval_steps", "save_steps")
 
 
 def fingerprint(value: Any) -> str:
@@ -64,7 +65,7 @@ def check_identity(args: TrainingArguments, checkpoint: str | None, **own: Any) 
         changes = [
             f"{n}: {value} from here on, {before.get(n)} before"
             for n, value in changeable.items()
-            if value != before.get(n)
+            if value != before.get(n, value)
         ]
     if args.process_index == 0:
         Path(str(args.output_dir)).mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from transformers import (
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProgressCallback,
     Trainer,
     TrainerCallback,
 )
@@ -17,6 +18,7 @@ from ..files import write_json
 from ..linear_cross_entropy import IGNORE_INDEX
 from ..modeling_scratch_gpt2 import ScratchGPT2ForCausalLM
 from ..prediction import respond
+from .callbacks import ProgressBar
 from .start import fit_to_tokenizer, model_to_continue
 from .trainer import LanguageModelTrainer
 
@@ -105,6 +107,8 @@ class AnswerCallback(TrainerCallback):
         self.conversations = conversations
         self.prompts = [encode_prompt(tokenizer, conversation.prompt) for conversation in conversations]
         self.max_new_tokens = max_new_tokens
+        if trainer.pop_callback(ProgressCallback) is not None:
+            trainer.add_callback(ProgressBar)
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if state.global_step == 0:

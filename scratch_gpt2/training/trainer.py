@@ -4,6 +4,7 @@ It stops at a loss that is not finite and at Ctrl-C, resumes with a changed lear
 commit. `LanguageModelTrainer` adds the losses of language models.
 """
 
+import logging
 import re
 import shutil
 import signal
@@ -18,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub import CommitInfo
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import HubStrategy, SaveStrategy
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy
 
 from ..cli import Stopped
 from ..files import is_disk_full
@@ -35,8 +36,8 @@ class PushingTrainer(Trainer):
     - A loss or weight that is not finite raises ValueError before anything is saved.
     - Ctrl-C or SIGTERM ends the training after the current step with a checkpoint, unless `save_strategy` is no, and
       raises `Stopped`. A second Ctrl-C ends it at once.
-    - Resuming applies a changed `learning_rate`, schedule and `weight_decay` from its first step on; Trainer restores
-      those of the checkpoint.
+    - Resuming applies a changed `learning_rate`, schedule, `weight_decay`, `save_steps`, `eval_steps` and
+      `logging_steps` from its first step on; Trainer restores those of the checkpoint.
     - `train_loss` is the mean over all steps of the run, also after resuming.
     - `save_model` does not push; call `push_to_hub` when everything is in the output folder. Trainer itself would push
       the whole output folder, with token shards, test rows and training_args.bin, in several commits.
@@ -85,8 +86,22 @@ class PushingTrainer(Trainer):
             if "loss" in entry:
                 total += entry["loss"] * (entry["step"] - last)
                 last = entry["step"]
-        unlogged = self._tr_loss.item() if self.state.global_step > last else 0.0
-        return (total + unlogged) / max(self.state.global_step, 1)
+        unlogged = self.state.global_step - self._globalstep_last_logged
+        return (total + (self._tr_loss.item() if unlogged else 0.0)) / max(last + unlogged, 1)
+
+    def _maybe_log_save_evaluate(self, *args, **kwargs) -> None:
+        """A checkpoint has the losses that were logged, so they are logged before one is saved."""
+        may_save = self.control.should_save or self.control.should_evaluate
+        if may_save and self.args.logging_strategy != IntervalStrategy.NO:
+            self.control.should_log = True
+        super()._maybe_log_save_evaluate(*args, **kwargs)
+
+    def _init_training_state(self, max_steps: int, *args, **kwargs) -> tuple[int, int]:
+        """Trainer goes on with the `save_steps`, `eval_steps` and `logging_steps` of the checkpoint, and warns."""
+        with without_warning("transformers.trainer_utils", "arguments do not match"):
+            state = super()._init_training_state(max_steps, *args, **kwargs)
+        self.state.compute_steps(self.args, max_steps)
+        return state
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -159,7 +174,8 @@ class PushingTrainer(Trainer):
         one before."""
         folder = Path(str(self.args.output_dir), f"checkpoint-{self.state.global_step}")
         try:
-            super()._save_checkpoint(model, trial)
+            with without_warning("transformers.trainer_utils", "mtime may not be reliable"):  # of quick steps
+                super()._save_checkpoint(model, trial)
         except Exception as error:
             if not is_disk_full(error):
                 raise
@@ -196,6 +212,20 @@ class PushingTrainer(Trainer):
 
     def _finish_current_push(self) -> None:
         """Nothing is pushed in the background."""
+
+
+@contextmanager
+def without_warning(logger: str, part: str) -> Iterator[None]:
+    """Keep a library from logging messages with this part, which have nothing to tell to the user."""
+
+    def matters(record: logging.LogRecord) -> bool:
+        return part not in record.getMessage()
+
+    logging.getLogger(logger).addFilter(matters)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeFilter(matters)
 
 
 def metrics_of_step(history: list[dict], step: int) -> dict[str, float]:
