@@ -45,6 +45,7 @@ from scratch_gpt2.cli import given_options, parse_arguments, run_main
 from scratch_gpt2.command_help import LENGTH_ALIASES, MODEL_ALIASES, TOKENIZER_ALIASES, public
 from scratch_gpt2.data.rows import hub_id
 from scratch_gpt2.data.text_classification import load_prepared
+from scratch_gpt2.evaluation.models import check_finite
 from scratch_gpt2.hardware import keep_freed_memory
 from scratch_gpt2.hub.run_record import record_run
 from scratch_gpt2.tokenization import load_tokenizer
@@ -140,7 +141,7 @@ def explain_only(arguments: Arguments) -> None:
         raise ValueError(f"{arguments.model} is an adapter; give the model that it was merged into.")
     if head_labels(arguments.model) is None:
         raise ValueError(f"{arguments.model} is not a classifier; train one with --data first.")
-    model = ScratchGPT2ForSequenceClassification.from_pretrained(arguments.model)
+    model = check_finite(ScratchGPT2ForSequenceClassification.from_pretrained(arguments.model), arguments.model)
     tokenizer = load_tokenizer(arguments.tokenizer or arguments.model)
     check_explainable(tokenizer, arguments.explain, n_positions=model.config.n_positions)
     explain(model, tokenizer, arguments.explain)

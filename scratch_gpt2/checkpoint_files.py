@@ -2,6 +2,7 @@
 
 import functools
 import json
+import logging
 import os
 import pickle
 import re
@@ -11,7 +12,8 @@ from contextlib import contextmanager
 
 import torch
 from huggingface_hub import constants, get_session
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import HFValidationError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils.hub import cached_file, get_checkpoint_shard_files, is_offline_mode
@@ -82,9 +84,19 @@ def _endpoint_answers(endpoint: str) -> bool:
 
 def pin_revision(name_or_path, hub_kwargs: dict) -> dict:
     """`hub_kwargs` with the exact commit, so that all files of one load are of one state; or with `local_files_only`,
-    where the Hub does not know the commit or does not answer."""
-    if name_or_path is None or os.path.exists(name_or_path):
+    where the Hub does not know the commit or does not answer.
+
+    Raises FileNotFoundError for a path that does not exist, ValueError for a folder whose configuration is damaged.
+    """
+    if name_or_path is None:
         return hub_kwargs
+    if os.path.exists(name_or_path):
+        check_descriptions(os.path.join(name_or_path, hub_kwargs.get("subfolder") or ""))
+        return hub_kwargs
+    try:
+        validate_repo_id(os.fspath(name_or_path))
+    except HFValidationError as error:
+        raise FileNotFoundError(f"{name_or_path} does not exist; give an existing folder or a Hub id.") from error
     if not hub_answers():
         hub_kwargs = {**hub_kwargs, "local_files_only": True}
     if resolve_revision is None:
@@ -112,6 +124,8 @@ def is_foreign_checkpoint(name_or_path, hub_kwargs: dict) -> bool:
     path = os.fspath(name_or_path)
     if path.endswith(".pt") or any(os.path.isfile(os.path.join(path, name)) for name in ("hparams.json", "ckpt.pt")):
         return True
+    if os.path.isfile(path):
+        raise NotADirectoryError(f"{path} is a file; give the folder of a checkpoint.")
     try:
         config, _ = PreTrainedConfig.get_config_dict(path, **hub_kwargs)
     except OSError as error:
@@ -162,8 +176,10 @@ def base_of_adapter(name_or_path, hub_kwargs: dict) -> str | None:
         return None
     if os.path.isfile(os.path.join(name_or_path, "config.json")):
         return os.fspath(name_or_path)
-    with reading(file), open(file, encoding="utf-8") as opened:
-        return json.load(opened)["base_model_name_or_path"]
+    base = read_json_object(file).get("base_model_name_or_path")
+    if not base or not isinstance(base, str):
+        raise ValueError(f"{file} names no base_model_name_or_path; add the model that the adapter was trained on.")
+    return base
 
 
 # Files of weights
@@ -211,8 +227,9 @@ def find_file(name: str, file: str, lookup: dict) -> str | None:
 
 def check_index(index: str) -> None:
     """Raise ValueError for an index of weights that is damaged or names files outside its own folder."""
-    with reading(index), open(index, encoding="utf-8") as opened:
-        names = set(json.load(opened)["weight_map"].values())
+    content = read_json_object(index)
+    with reading(index):
+        names = set(content["weight_map"].values())
     for name in names:
         check_name(name, index)
 
@@ -253,28 +270,73 @@ def reading(file: str, *more_errors: type[Exception]):
 # Checks before and after loading
 
 
+def read_json_object(file: str) -> dict:
+    with reading(file), open(file, encoding="utf-8") as opened:
+        content = json.load(opened)
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
+    return content
+
+
+def check_descriptions(folder: str) -> None:
+    """Raise ValueError for a configuration in `folder` that is not valid, for which libraries raise all kinds of
+    exceptions."""
+    for name in ("config.json", "generation_config.json", "adapter_config.json"):
+        file = os.path.join(folder, name)
+        if not os.path.isfile(file):
+            continue
+        content = read_json_object(file)
+        if name == "config.json" and content.get("model_type") == ScratchGPT2Config.model_type:
+            try:
+                ScratchGPT2Config.from_dict(content)
+            except (StrictDataclassError, TypeError) as error:
+                reason = str(error).strip().splitlines()[-1].strip()
+                raise ValueError(f"{file} cannot be used ({reason}); copy it again.") from error
+
+
 @contextmanager
 def reading_checkpoint(name_or_path, hub_kwargs: dict):
-    """Refuse a checkpoint of ours that would run code or fill the memory, and report a damaged one in one sentence.
-    `hub_kwargs` come from `pin_revision`."""
+    """Refuse a checkpoint of ours that would run code or fill the memory, and report a damaged one in one sentence,
+    without the library's report. `hub_kwargs` come from `pin_revision`."""
     if name_or_path is not None:
         check_checkpoint(os.fspath(name_or_path), hub_kwargs)
+    reports: list[logging.LogRecord] = []
+
+    def keep_back(record: logging.LogRecord) -> bool:
+        is_report = "LOAD REPORT" in record.getMessage()
+        if is_report:
+            reports.append(record)
+        return not is_report
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(keep_back)
     try:
         yield
     except (SafetensorError, pickle.UnpicklingError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"The checkpoint {name_or_path} is damaged ({reason}); copy or download it again.") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"The tensors of {name_or_path} do not have the shapes that its configuration describes; one of the two "
+            "is damaged, missing or of another model, so copy both again."
+        ) from error
+    finally:
+        logger.removeFilter(keep_back)
+    for report in reports:
+        logger.handle(report)
 
 
 def check_checkpoint(name: str, hub_kwargs: dict) -> None:
     """Raise ValueError if the weights are of another architecture or a pickle, lie outside the checkpoint, or are
-    far fewer than announced."""
+    far fewer than announced; FileNotFoundError if a folder has none."""
     lookup = {key: hub_kwargs[key] for key in LOOKUP_ARGUMENTS if key in hub_kwargs}
-    config = {}
-    if file := find_file(name, "config.json", lookup):
-        with reading(file), open(file, encoding="utf-8") as opened:
-            config = json.load(opened)
+    file = find_file(name, "config.json", lookup)
+    config = read_json_object(file) if file else {}
     files = find_weight_files(name, hub_kwargs, config)
+    if not files and os.path.isdir(name) and not hub_kwargs.get("gguf_file"):
+        raise FileNotFoundError(f"{name} has no model.safetensors; give the folder of a whole checkpoint.")
     if any(not file.endswith(".safetensors") for file in files):
         raise ValueError(
             f"{name} has no safetensors file, only a pickle, which could run code; ask for a safetensors file."
@@ -353,11 +415,9 @@ class CheckpointReader:
         with_report = kwargs.pop("output_loading_info", False)
         with reading_checkpoint(name, kwargs):
             model, report = super().from_pretrained(name, *model_args, output_loading_info=True, **kwargs)
-        if with_report:
-            return model, report
-        if name is not None:
-            check_loaded(model, report, name)
-        return model
+            if name is not None and not with_report:
+                check_loaded(model, report, name)
+        return (model, report) if with_report else model
 
     @classmethod
     def _from_foreign(cls, name, *model_args, **kwargs):

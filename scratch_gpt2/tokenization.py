@@ -180,7 +180,9 @@ def _from_folder(folder: Path) -> PreTrainedTokenizerFast:
             vocab, merges = BPE.read_file(str(folder / "encoder.json"), str(folder / "vocab.bpe"))
             return GPT2Tokenizer(vocab=vocab, merges=merges)
     except Exception as error:  # tokenizers raises a bare Exception for a file that it cannot parse
-        raise ValueError(f"The tokenizer files in {str(folder)!r} cannot be read: {error}") from error
+        raise ValueError(
+            f"The tokenizer files in {str(folder)!r} cannot be read ({error}); copy them again."
+        ) from error
     raise FileNotFoundError(
         f"Folder {str(folder)!r} contains no tokenizer: neither tokenizer.json, nor vocab.json with merges.txt, "
         "nor encoder.json with vocab.bpe."

@@ -1,16 +1,14 @@
 """Models to evaluate: loading them by name, fingerprinting their weights, timing their generation."""
 
 import hashlib
-import json
 import os
 import statistics
 import sys
 import time
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,11 +17,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..checkpoint_files import find_file, is_foreign_checkpoint, pin_revision
+from ..checkpoint_files import find_file, is_foreign_checkpoint, pin_revision, read_json_object
 from ..modeling_scratch_gpt2 import ScratchGPT2ForCausalLM
 from ..tokenization import load_tokenizer
 
 PROMPT_LENGTH = 16
+Model = TypeVar("Model", bound=torch.nn.Module)
 GPT2_LAYERS = ("c_attn", "c_proj", "c_fc")  # what transformers' GPT-2 calls the layers that adapters are put on
 
 
@@ -40,7 +39,7 @@ def load_model(name: str, *, reference: bool = False) -> PreTrainedModel:
     """Load a classifier if the checkpoint is one, otherwise a language model as `load_causal_lm` does."""
     hub = find_revision(name)
     if is_classifier(name, hub):
-        return AutoModelForSequenceClassification.from_pretrained(name, **hub).eval()
+        return check_finite(AutoModelForSequenceClassification.from_pretrained(name, **hub), name).eval()
     return load_causal_lm(name, reference=reference)
 
 
@@ -65,21 +64,24 @@ def load_causal_lm(name: str, *, reference: bool = False) -> PreTrainedModel:
         targets = str(adapter.get("target_modules"))
         reference = reference or any(layer in targets for layer in GPT2_LAYERS)
         base = load_causal_lm(adapter["base_model_name_or_path"], reference=reference)
-        return PeftModel.from_pretrained(base, name, **hub).eval()
+        return check_finite(PeftModel.from_pretrained(base, name, **hub), name).eval()
     if is_classifier(name, hub):
         raise ValueError(f"{name} is a classifier; give a language model.")
     if is_foreign_checkpoint(name, hub) and not reference:
-        return ScratchGPT2ForCausalLM.from_pretrained(name, **hub).eval()
-    return AutoModelForCausalLM.from_pretrained(name, **hub).eval()
+        return check_finite(ScratchGPT2ForCausalLM.from_pretrained(name, **hub), name).eval()
+    return check_finite(AutoModelForCausalLM.from_pretrained(name, **hub), name).eval()
+
+
+def check_finite(model: Model, name: str) -> Model:
+    """Return the model, or raise ValueError if a weight is infinite or not a number, as after a run that diverged."""
+    for weight, tensor in model.named_parameters():
+        if not tensor.is_meta and not torch.isfinite(tensor.detach().sum(dtype=torch.float32)):
+            raise ValueError(f"{name} has weights that are not finite ({weight}); use an earlier checkpoint.")
+    return model
 
 
 def find_revision(name: str) -> dict:
-    """The arguments of `pin_revision`. Raises FileNotFoundError for a path that does not exist."""
-    if not os.path.exists(name):
-        try:
-            validate_repo_id(name)
-        except HFValidationError as error:
-            raise FileNotFoundError(f"{name} does not exist; give an existing folder or a Hub id.") from error
+    """The options of `from_pretrained` that all files of a checkpoint are read with."""
     return pin_revision(name, {})
 
 
@@ -97,7 +99,7 @@ def adapter_config(name: str, hub: dict) -> dict | None:
     if os.path.isfile(name):
         return None
     file = find_file(name, "adapter_config.json", hub)
-    return None if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+    return None if file is None else read_json_object(file)
 
 
 def load_tokenizer_of(model_name: str) -> PreTrainedTokenizerBase:

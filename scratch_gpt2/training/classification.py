@@ -21,7 +21,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 from ..checkpoint_files import is_foreign_checkpoint
 from ..configuration_scratch_gpt2 import ScratchGPT2Config
 from ..data.text_classification import PreparedClassification, class_weights
-from ..evaluation.models import find_revision, is_classifier
+from ..evaluation.models import check_finite, find_revision, is_classifier
 from ..heads_scratch_gpt2 import ScratchGPT2ForSequenceClassification
 from ..tokenization import encode_texts
 from .trainer import PushingTrainer, without_warning
@@ -78,6 +78,7 @@ def load_classifier(
         model = ScratchGPT2ForSequenceClassification.from_pretrained(
             name, dtype=torch.float32, num_labels=len(label_names), **options
         )
+    check_finite(model, name)
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens but the model's vocab_size is {model.config.vocab_size}; use "

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import HubStrategy
 
 from ..configuration_scratch_gpt2 import ScratchGPT2Config
+from ..evaluation.models import check_finite
 from ..hardware import cpu_computes_bfloat16
 from ..hub.card import adapter_base
 from ..hub.push import explain_refusal
@@ -34,7 +35,8 @@ def new_model(
 def model_to_continue(name_or_folder: str, dropout: float = 0.0) -> ScratchGPT2ForCausalLM:
     """A checkpoint in float32, whatever it was saved in: autocast computes in bfloat16, but small updates to bfloat16
     weights would be rounded away."""
-    return ScratchGPT2ForCausalLM.from_pretrained(name_or_folder, dtype=torch.float32, **_dropout(dropout))
+    model = ScratchGPT2ForCausalLM.from_pretrained(name_or_folder, dtype=torch.float32, **_dropout(dropout))
+    return check_finite(model, name_or_folder)
 
 
 def _dropout(probability: float) -> dict[str, float]:
