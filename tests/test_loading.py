@@ -1,6 +1,8 @@
 """What `from_pretrained` makes of checkpoints that do not say what they are, have gaps, or come with an adapter."""
 
 import json
+import logging
+import re
 import shutil
 
 import pytest
@@ -13,6 +15,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 import scratch_gpt2
 from scratch_gpt2 import ScratchGPT2ForCausalLM
 from scratch_gpt2.checkpoint_files import find_weight_files, hub_answers
+from scratch_gpt2.evaluation.models import load_causal_lm
+from scratch_gpt2.training.start import model_to_continue
 
 SIZES = {"vocab_size": 61, "n_positions": 32, "n_embd": 24, "n_layer": 3, "n_head": 4, "initializer_range": 0.3}
 IDS = random_ids(2, 9)
@@ -183,6 +187,66 @@ def test_who_asks_for_a_report_gets_it(tmp_path):
     model, report = ScratchGPT2ForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert report["missing_keys"] == {"model.norm.weight"}
     assert type(model) is ScratchGPT2ForCausalLM
+
+
+def spoil(tensors):
+    tensors["model.norm.weight"][3] = float("nan")
+    return tensors
+
+
+def write(name, content):
+    return lambda folder: (folder / name).write_text(content)
+
+
+DAMAGES = {
+    "a list": (write("config.json", "[]"), r"config.json cannot be read \(it holds no JSON object\)"),
+    "nested": (write("config.json", "[" * 10**5), r"config.json cannot be read \(maximum recursion depth"),
+    "a word": (lambda folder: change_config(folder, n_layer="one"), r"Field 'n_layer' expected int, got str"),
+    "no configuration": (
+        lambda folder: (folder / "config.json").unlink(),
+        r"Should have a `model_type` key|do not have the shapes that its configuration describes",
+    ),
+    "another size": (lambda folder: change_config(folder, n_positions=64), r"do not have the shapes that its config"),
+    "generation": (write("generation_config.json", "[]"), r"generation_config.json cannot be read \(it holds no JSON"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), r"has no model.safetensors; give the"),
+    "nan": (
+        lambda folder: change_weights(folder, spoil),
+        r"weights that are not finite \(model.norm.weight\); use an",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(name, tmp_path, caplog):
+    damage, message = DAMAGES[name]
+    tiny_model().save_pretrained(tmp_path)
+    damage(tmp_path)
+    logging.getLogger("transformers").addHandler(caplog.handler)
+    for load in (load_causal_lm, model_to_continue):
+        with pytest.raises((ValueError, OSError)) as error:
+            load(str(tmp_path))
+        assert (
+            re.search(message, str(error.value)) and str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+        )
+    logging.getLogger("transformers").removeHandler(caplog.handler)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent/folder/x", "absent/folder/x does not exist; "),
+        ("", " does not exist; "),
+        ("a.json", "a.json is a file; "),
+    ],
+)
+def test_what_is_no_folder_is_refused_in_one_sentence(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.json").write_text("[]")
+    for load in (load_causal_lm, model_to_continue):
+        with pytest.raises(OSError) as error:
+            load(name)
+        assert str(error.value).startswith(message)
 
 
 # Adapters
