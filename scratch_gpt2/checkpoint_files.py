@@ -337,6 +337,8 @@ def check_checkpoint(name: str, hub_kwargs: dict) -> None:
     files = find_weight_files(name, hub_kwargs, config)
     if not files and os.path.isdir(name) and not hub_kwargs.get("gguf_file"):
         raise FileNotFoundError(f"{name} has no model.safetensors; give the folder of a whole checkpoint.")
+    if denied := [file for file in files if not os.access(file, os.R_OK)]:
+        raise PermissionError(f"{denied[0]} cannot be opened; change its permissions or give another path.")
     if any(not file.endswith(".safetensors") for file in files):
         raise ValueError(
             f"{name} has no safetensors file, only a pickle, which could run code; ask for a safetensors file."

@@ -85,9 +85,12 @@ def finite(value: object) -> object:
 
 def read_json(file: Path) -> dict:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is damaged ({error}); save the model again.") from error
+        raise ValueError(f"{file} is damaged ({error}); copy it again, or delete it.") from error
+    return content
 
 
 def sha256(file: Path) -> str:

@@ -170,6 +170,8 @@ def overwrite_step(path):
         ("trainer_state.json", cut, "trainer_state.json is cut off"),
         ("trainer_state.json", os.remove, "trainer_state.json, which is written last, is missing"),
         ("trainer_state.json", overwrite_step, "trainer_state.json is of step 3"),
+        ("trainer_state.json", lambda path: path.write_text("[]"), "trainer_state.json is cut off"),
+        ("config.json", lambda path: path.write_text("[]"), "config.json is damaged"),
     ],
 )
 def test_broken_checkpoints_are_passed_over(checkpoints, tmp_path, caplog, name, damage, fault):

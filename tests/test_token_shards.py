@@ -377,6 +377,16 @@ def test_more_shards_than_files_may_be_open(tmp_path):
     assert output == f"{sum(range(299))} [0, 0, 1]\n"
 
 
+def test_a_shard_that_is_no_array_is_named(tmp_path):
+    """NumPy would say that the file may be a pickle, and how to run its code."""
+    folder = write_by_hand(tmp_path, [1], [7] * 100)
+    file = folder / "shard_00001.npy"
+    file.write_bytes(b"x" * file.stat().st_size)
+    with pytest.raises(ValueError) as error:
+        TokenShards(folder, 4)[0]
+    assert str(error.value) == f"{file} is not a file of tokens; it is damaged: make the shards again."
+
+
 @pytest.mark.parametrize("change", ["truncate", "unlink"])
 def test_a_truncated_or_missing_shard_is_named_at_once(tmp_path, change):
     folder = write_by_hand(tmp_path, [1], [7] * 100)

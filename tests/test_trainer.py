@@ -297,6 +297,10 @@ class TestResuming:
         ]
         assert json.loads((tmp_path / "identity.json").read_text())["changeable"]["learning_rate"] == 1e-3
         assert fingerprint(["x", 1]) == fingerprint(["x", 1]) != fingerprint(["x", 2])
+        for content in ("", "[]", "{}", '{"fixed": 1}'):
+            (tmp_path / "identity.json").write_text(content)
+            with pytest.raises(ValueError, match=r"identity\.json is damaged \(.*\); copy it again, or delete it\.$"):
+                check(checkpoint)
 
     def test_the_script_says_what_changes_and_refuses_what_cannot(self, book, tmp_path, monkeypatch, capsys):  # noqa: F811
         options = NEW | TEXT | {"--data": book, "--output_dir": tmp_path, "--max_steps": 4, "--sample_steps": 0}

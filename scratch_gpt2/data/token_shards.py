@@ -192,11 +192,18 @@ class ShardWriter:
         shard = self.index["shards"][0]
         validation = max(total // 10, min(total // 2, MIN_VALIDATION_TOKENS))
         if validation < shard["tokens"]:
-            tokens = np.load(self.folder / shard["file"], mmap_mode="r")
+            tokens = open_shard(self.folder / shard["file"])
             self.index["shards"][:1] = [
                 self.save("shard_00000_first.npy", "validation", tokens[:validation]),
                 self.save("shard_00000_rest.npy", "train", tokens[validation:]),
             ]
+
+
+def open_shard(file: Path) -> np.ndarray:
+    try:
+        return np.load(file, mmap_mode="r")
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{file} is not a file of tokens; it is damaged: make the shards again.") from error
 
 
 def tqdm_tokens(encoded_pieces: Iterator[tuple[np.ndarray, bool]]) -> Iterator[tuple[np.ndarray, bool]]:
@@ -324,7 +331,7 @@ class TokenShards(torch.utils.data.Dataset):
         if number not in self.open:
             if len(self.open) == OPEN_SHARDS:
                 del self.open[next(iter(self.open))]  # the one that was opened first
-            self.open[number] = np.load(self.files[number], mmap_mode="r")
+            self.open[number] = open_shard(self.files[number])
         return self.open[number]
 
     def bytes_per_token(self) -> float | None:

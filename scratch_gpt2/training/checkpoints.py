@@ -1,12 +1,13 @@
 """Which of Trainer's checkpoints can be continued: a process may be killed while it writes one."""
 
-import json
 import logging
 import os
 import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+
+from ..files import read_json
 
 logger = logging.getLogger(__name__)
 
@@ -74,14 +75,20 @@ def find_fault(checkpoint: Path) -> str | None:
     must have the length that its own header or directory states. Random states of processes other than the first may
     be written after `trainer_state.json` and are not checked.
     """
-    try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text())
-    except FileNotFoundError:
+    if not (checkpoint / "trainer_state.json").is_file():
         return "trainer_state.json, which is written last, is missing"
+    try:
+        state = read_json(checkpoint / "trainer_state.json")
     except ValueError:
         return "trainer_state.json is cut off"
     if state.get("global_step") != step_of(checkpoint):
         return f"trainer_state.json is of step {state.get('global_step')}"
+    for name in ("config.json", "adapter_config.json"):
+        try:
+            if (checkpoint / name).is_file():
+                read_json(checkpoint / name)
+        except ValueError:
+            return f"{name} is damaged"
     sharded = (checkpoint / "pytorch_model_fsdp_0" / ".metadata").is_file()
     weights = None if sharded else _fault_in_weights(checkpoint)
     return weights or _fault_in_training_state(checkpoint)
@@ -97,8 +104,8 @@ def _fault_in_weights(checkpoint: Path) -> str | None:
     index = checkpoint / "model.safetensors.index.json"
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError):
+            names = sorted(set(read_json(index)["weight_map"].values()))
+        except (ValueError, LookupError, AttributeError):
             return f"{index.name} cannot be read"
     for name in names:
         if not (checkpoint / name).is_file():

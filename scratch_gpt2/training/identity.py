@@ -54,6 +54,8 @@ def check_identity(args: TrainingArguments, checkpoint: str | None, **own: Any) 
     file = None if checkpoint is None else Path(checkpoint).parent / IDENTITY_FILE
     if file is not None and file.is_file():
         stored = read_json(file)
+        if not all(isinstance(stored.get(part), dict) for part in ("fixed", "changeable")):
+            raise ValueError(f"{file} is damaged (it lacks the settings of the run); copy it again, or delete it.")
         for name, value in fixed.items():
             before = stored["fixed"].get(name)
             if before != json.loads(json.dumps(value)):
