@@ -27,7 +27,7 @@ from huggingface_hub import constants
 
 from scratch_gpt2.cli import parse_arguments, run_main
 from scratch_gpt2.hub.card import model_card
-from scratch_gpt2.hub.push import check_pushed, files_to_push, push
+from scratch_gpt2.hub.push import check_pushed, files_to_push, local_outputs, push
 
 
 @dataclass
@@ -43,11 +43,12 @@ class Arguments:
 
 def main() -> None:
     (arguments,) = parse_arguments(Arguments, description=__doc__)
+    files = files_to_push(Path(arguments.folder), arguments.base)
     if arguments.show:
-        files = files_to_push(Path(arguments.folder), arguments.base)
         print(model_card(arguments.folder, arguments.repo_id, arguments.license, arguments.base))
         print("files:", ", ".join(["README.md", *files]))
         return
+    local_outputs(arguments.folder, arguments.base)  # raises for a model that could not be loaded from the Hub either
     commit = push(
         arguments.folder,
         arguments.repo_id,

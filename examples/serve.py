@@ -25,6 +25,7 @@ from scratch_gpt2 import ScratchGPT2ForCausalLM
 from scratch_gpt2.cli import parse_arguments, run_main
 from scratch_gpt2.evaluation.models import adapter_config, find_revision, is_classifier
 from scratch_gpt2.hardware import cpu_computes_bfloat16
+from scratch_gpt2.tokenization import load_tokenizer
 
 
 @dataclass
@@ -79,6 +80,7 @@ def check_model(name: str) -> None:
         raise ValueError(f"{name} is an adapter; merge it by examples/export.py, and serve the folder that it writes.")
     if is_classifier(name, hub):
         raise ValueError(f"{name} is a classifier; give a language model.")
+    load_tokenizer(name)  # raises for one that is missing or damaged, as the server would at the first request
 
 
 def main() -> None:

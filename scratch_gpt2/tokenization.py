@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, GPT2Tokenizer, PreTrainedTokenizerBase, 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
-from .checkpoint_files import pin_revision
+from .checkpoint_files import check_descriptions, pin_revision
 
 END_OF_TEXT = "<|endoftext|>"
 GPT2_CONTEXT = 1024
@@ -74,7 +74,10 @@ def load_tokenizer(name_or_folder: str | os.PathLike) -> PreTrainedTokenizerFast
     if name.startswith("tiktoken:"):
         tokenizer = _from_tiktoken(name)
     elif os.path.isdir(name):
+        check_descriptions(name)
         tokenizer = _from_folder(Path(name))
+    elif os.path.isfile(name):
+        raise NotADirectoryError(f"{name} is a file; give the folder of a tokenizer or of a checkpoint.")
     else:
         tokenizer = _from_hub(name)
     return _complete(tokenizer, name)
@@ -190,8 +193,9 @@ def _from_folder(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def _from_hub(name: str) -> PreTrainedTokenizerFast:
+    hub = pin_revision(name, {})
     try:
-        return AutoTokenizer.from_pretrained(name, **pin_revision(name, {}))
+        return AutoTokenizer.from_pretrained(name, **hub)
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"Tokenizer {name!r} is not a local folder and could not be downloaded from the Hugging Face Hub; give a "

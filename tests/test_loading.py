@@ -204,7 +204,7 @@ DAMAGES = {
     "a word": (lambda folder: change_config(folder, n_layer="one"), r"Field 'n_layer' expected int, got str"),
     "no configuration": (
         lambda folder: (folder / "config.json").unlink(),
-        r"Should have a `model_type` key|do not have the shapes that its configuration describes",
+        r"has no config.json; give the folder|do not have the shapes that its configuration describes",
     ),
     "another size": (lambda folder: change_config(folder, n_positions=64), r"do not have the shapes that its config"),
     "generation": (write("generation_config.json", "[]"), r"generation_config.json cannot be read \(it holds no JSON"),

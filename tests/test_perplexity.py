@@ -458,7 +458,7 @@ def test_example_ends_with_one_line_on_mistakes(model_folder, tmp_path, monkeypa
         (("--text", tmp_path / "absent.txt"), "absent.txt does not exist; check the path."),
         (("--text", good, empty), f"{empty} is empty."),
         (("--text", good, "--json", tmp_path / "absent" / "report.json"), "create it first."),
-        (("--text", good, "--tokenizer", tmp_path / "absent"), "is not a local folder"),
+        (("--text", good, "--tokenizer", tmp_path / "absent"), "absent does not exist; give an existing folder"),
     ):
         code, printed, errors = run_example(monkeypatch, capsys, "--model", model_folder, *options)
         assert (code, printed) == (1, "")

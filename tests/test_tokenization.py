@@ -280,10 +280,30 @@ def test_bad_training_arguments():
         train_tokenizer("a text", vocab_size=300)
 
 
-@pytest.mark.parametrize("name", ["openai-community/gpt2", "./absent", ""])
-def test_offline_hub_id_names_the_local_alternatives(name):
-    with pytest.raises(FileNotFoundError, match=f"'{name}' is not a local folder.*'tiktoken:gpt2'"):
+def test_offline_hub_id_names_the_local_alternatives():
+    with pytest.raises(FileNotFoundError, match=r"'openai-community/gpt2' is not a local folder.*'tiktoken:gpt2'"):
+        load_tokenizer("openai-community/gpt2")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./absent", "./absent does not exist; give an existing folder or a Hub id."),
+        ("", " does not exist; give an existing folder or a Hub id."),
+        (__file__, f"{__file__} is a file; give the folder of a tokenizer or of a checkpoint."),
+    ],
+)
+def test_a_path_without_a_tokenizer_is_named(name, message):
+    with pytest.raises(OSError) as error:
         load_tokenizer(name)
+    assert str(error.value) == message
+
+
+def test_a_damaged_configuration_is_named(tiny_tokenizer, tmp_path):
+    tiny_tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json cannot be read \(it holds no JSON object\)"):
+        load_tokenizer(tmp_path)
 
 
 def test_tiktoken_without_network(monkeypatch, tmp_path):

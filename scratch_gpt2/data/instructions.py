@@ -23,7 +23,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from jinja2.exceptions import TemplateError
+from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from ..linear_cross_entropy import IGNORE_INDEX
@@ -265,6 +265,8 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *
     quiet = {"verbose": False}  # what is too long is cut later
     try:
         return tokenizer.apply_chat_template(messages, return_dict=True, tokenizer_kwargs=quiet, **options)
+    except TemplateSyntaxError as error:
+        raise ValueError(f"the chat template of the tokenizer is damaged ({error}).") from error
     except TemplateError as error:
         raise ValueError(str(error)) from error
 

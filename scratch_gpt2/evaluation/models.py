@@ -69,6 +69,8 @@ def load_causal_lm(name: str, *, reference: bool = False) -> PreTrainedModel:
         raise ValueError(f"{name} is a classifier; give a language model.")
     if is_foreign_checkpoint(name, hub) and not reference:
         return check_finite(ScratchGPT2ForCausalLM.from_pretrained(name, **hub), name).eval()
+    if os.path.isdir(name) and not Path(name, "config.json").is_file():
+        raise FileNotFoundError(f"{name} has no config.json; give the folder of a whole checkpoint.")
     return check_finite(AutoModelForCausalLM.from_pretrained(name, **hub), name).eval()
 
 

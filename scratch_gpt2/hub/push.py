@@ -24,12 +24,12 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import LocalTokenNotFoundError
 from safetensors.torch import load_file
-from transformers import AutoTokenizer
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import scratch_gpt2
 
 from ..checkpoint_files import TRAVELLING_FILES
+from ..tokenization import load_tokenizer
 from .card import adapter_base, model_card, own_class, read_kind
 from .run_record import RUN_FILE
 
@@ -173,6 +173,7 @@ def check_pushed(folder: str | os.PathLike, repo_id: str, revision: str, base: s
     difference. Raises ValueError if it is not negligible or the pushed model cannot be loaded.
     """
     config, _, auto_class = read_kind(Path(folder))
+    ids, output = local_outputs(folder, base)
     base = base or config.get("base_model_name_or_path")
     model_class = own_class(auto_class)
     with tempfile.TemporaryDirectory() as temporary:
@@ -188,14 +189,6 @@ def check_pushed(folder: str | os.PathLike, repo_id: str, revision: str, base: s
             reason = (result.stderr.strip().splitlines() or ["no reason given"])[-1]
             raise ValueError(f"{repo_id} was pushed but cannot be loaded from the Hub ({reason}).")
         pulled = load_file(file)
-    model = getattr(scratch_gpt2, model_class).from_pretrained(base or folder)
-    if base:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, folder)
-    ids = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt").input_ids
-    with torch.no_grad():
-        output = model.eval()(ids)[0].float()
     same_tokens = torch.equal(ids, pulled["ids"])
     difference = (output - pulled["output"]).abs().max().item() if same_tokens else float("inf")
     if not difference <= 1e-4 * max(1.0, output.abs().max().item()):
@@ -203,3 +196,23 @@ def check_pushed(folder: str | os.PathLike, repo_id: str, revision: str, base: s
             f"{repo_id} was pushed but computes other outputs than {folder}: they differ by {difference:g}."
         )
     return difference
+
+
+def local_outputs(folder: str | os.PathLike, base: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """The ids of a text and the outputs for them, of the model that `push` pushes.
+
+    Raises ValueError or FileNotFoundError for a model or tokenizer that is missing or damaged.
+    """
+    config, _, auto_class = read_kind(Path(folder))
+    base = base or config.get("base_model_name_or_path")
+    ids = load_tokenizer(folder)(TEXT, return_tensors="pt").input_ids
+    model = getattr(scratch_gpt2, own_class(auto_class)).from_pretrained(base or folder)
+    if base:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, folder)
+    with torch.no_grad():
+        output = model.eval()(ids)[0].float()
+    if not output.isfinite().all():
+        raise ValueError(f"{folder} has weights that are not finite; push an earlier checkpoint.")
+    return ids, output
