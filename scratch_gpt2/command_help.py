@@ -16,6 +16,7 @@ import shutil
 import textwrap
 import typing
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def format_help(script: str, description: str, groups: Iterable[type], everythin
 
     Args:
         script: the script's file, such as `examples/sft.py`.
-        description: the script's docstring. Its indented paragraphs are examples and come last.
+        description: the script's docstring. Its indented paragraphs are examples and come last, except after a colon.
         groups: dataclasses of the options. Of a subclass of TrainingArguments only the recipe is shown, that is, the
             defaults that the subclass sets, unless `everything` is true.
     """
@@ -91,8 +92,14 @@ def format_help(script: str, description: str, groups: Iterable[type], everythin
     if is_installed(script):
         description = with_installed_names(description, Path(script).parent)
     paragraphs = description.strip("\n").split("\n\n")
-    examples = [paragraph for paragraph in paragraphs if paragraph.startswith(" ")]
-    texts = [textwrap.fill(" ".join(p.split()), width) for p in paragraphs if not p.startswith(" ")]
+    texts, examples = [], []
+    for before, paragraph in pairwise(["", *paragraphs]):
+        if not paragraph.startswith(" "):
+            texts.append(textwrap.fill(" ".join(paragraph.split()), width))
+        elif before.endswith(":"):
+            texts.append(paragraph)
+        else:
+            examples.append(paragraph)
     parts = [f"usage: {called(script)} [CONFIG.yaml] [--OPTION VALUE ...]", *texts]
     own = [field for group in groups if not is_recipe(group) for field in dataclasses.fields(group)]
     rows = [option_row(field.name, described(field), default_text(field), width) for field in own]

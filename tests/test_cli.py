@@ -35,7 +35,9 @@ DESCRIPTION = """Do something.
     python examples/something.py --lora
 
 A paragraph
-in two lines.
+in two lines:
+
+    python examples/something.py
 """
 
 
@@ -249,7 +251,7 @@ class TestHelp:
     def test_own_options_with_their_defaults_then_the_recipe_then_the_examples(self, capsys, monkeypatch):
         monkeypatch.setenv("COLUMNS", "110")
         text = self.help(capsys, "--help")
-        assert "Do something.\n\nA paragraph in two lines.\n\noptions:\n" in text
+        assert "Do something.\n\nA paragraph in two lines:\n\n    python examples/something.py\n\noptions:\n" in text
         assert "\n  --lora                    Train adapters. (default: false)\n" in text
         assert "\n  --train                   What to train. One of head, all. (default: head)\n" in text
         assert "--config                  YAML or JSON file of options; the command line overrides it." in text
