@@ -176,9 +176,13 @@ def base_of_adapter(name_or_path, hub_kwargs: dict) -> str | None:
         return None
     if os.path.isfile(os.path.join(name_or_path, "config.json")):
         return os.fspath(name_or_path)
-    base = read_json_object(file).get("base_model_name_or_path")
+    return base_in(read_json_object(file), file)
+
+
+def base_in(adapter_config: dict, origin: str) -> str:
+    base = adapter_config.get("base_model_name_or_path")
     if not base or not isinstance(base, str):
-        raise ValueError(f"{file} names no base_model_name_or_path; add the model that the adapter was trained on.")
+        raise ValueError(f"{origin} names no base_model_name_or_path; add the model that the adapter was trained on.")
     return base
 
 
@@ -300,6 +304,24 @@ def reading_checkpoint(name_or_path, hub_kwargs: dict):
     without the library's report. `hub_kwargs` come from `pin_revision`."""
     if name_or_path is not None:
         check_checkpoint(os.fspath(name_or_path), hub_kwargs)
+    try:
+        with reports_kept_back():
+            yield
+    except (SafetensorError, pickle.UnpicklingError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"The checkpoint {name_or_path} is damaged ({reason}); copy or download it again.") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise ValueError(
+            f"The tensors of {name_or_path} do not have the shapes that its configuration describes; one of the two "
+            "is damaged, missing or of another model, so copy both again."
+        ) from error
+
+
+@contextmanager
+def reports_kept_back():
+    """The library's reports on a checkpoint come after its errors: not at all, if there is one."""
     reports: list[logging.LogRecord] = []
 
     def keep_back(record: logging.LogRecord) -> bool:
@@ -312,16 +334,6 @@ def reading_checkpoint(name_or_path, hub_kwargs: dict):
     logger.addFilter(keep_back)
     try:
         yield
-    except (SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).split("\n")[0]
-        raise ValueError(f"The checkpoint {name_or_path} is damaged ({reason}); copy or download it again.") from error
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise ValueError(
-            f"The tensors of {name_or_path} do not have the shapes that its configuration describes; one of the two "
-            "is damaged, missing or of another model, so copy both again."
-        ) from error
     finally:
         logger.removeFilter(keep_back)
     for report in reports:
@@ -390,6 +402,12 @@ def check_loaded(model, report: dict, origin: str) -> None:
         )
 
 
+def adapter_fault(name, error: Exception) -> str:
+    """PEFT's exceptions name the tensors that do not fit in their last line."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+    return f"The adapter {name} is damaged or was trained on another model ({reason}); copy it and its base again."
+
+
 def listed(names: list[str]) -> str:
     """The first three names: `'a', 'b', 'c' and 2 more`."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
@@ -447,8 +465,11 @@ class CheckpointReader:
             model = cls.from_pretrained(base, *model_args, **kwargs)
         options = {"adapter_name": adapter_name, "adapter_kwargs": lookup | (adapter_kwargs or {})}
         try:
-            report = model.load_adapter(os.fspath(name), **options)
-        except ValueError as error:
+            with reports_kept_back():
+                report = model.load_adapter(os.fspath(name), **options)
+        except (ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+            if not isinstance(error, ValueError):
+                raise ValueError(adapter_fault(name, error)) from error
             raise ValueError(
                 f"The adapter {name} does not fit {cls.__name__}; if it was made for transformers' GPT-2, merge it "
                 f"into its base there (merge_and_unload), save that, and load it here. ({error})"

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import shutil
 
@@ -319,6 +320,55 @@ def test_the_base_of_an_adapter_is_checked_too(tmp_path):
     change_config(base, n_embd=2**20)
     with pytest.raises(ValueError, match=r"describes [\d,]+ weights, but its files have"):
         ScratchGPT2ForCausalLM.from_pretrained(tmp_path / "adapter")
+
+
+def change_adapter(**fields):
+    def change(folder):
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+    return change
+
+
+def lose_a_tensor(folder):
+    tensors = load_file(folder / "adapter_model.safetensors")
+    del tensors[min(tensors)]
+    save_file(tensors, folder / "adapter_model.safetensors")
+
+
+ADAPTER_DAMAGES = {
+    "a list": (write("adapter_config.json", "[]"), r"adapter_config.json cannot be read \(it holds no JSON object\)"),
+    "no base": (change_adapter(base_model_name_or_path=None), r"names no base_model_name_or_path; add the model"),
+    "unknown": (change_adapter(peft_type="FOO"), r"is damaged or was trained on another model \('FOO'\)"),
+    "another rank": (change_adapter(r=3), r"is damaged or was trained on another model \("),
+    "cut": (lambda folder: os.truncate(folder / "adapter_model.safetensors", 99), r"deserializing header"),
+    "incomplete": (lose_a_tensor, r"is damaged or was trained on another model \(Found missing adapter keys"),
+}
+
+
+@pytest.mark.parametrize("name", ADAPTER_DAMAGES)
+def test_a_damaged_adapter_is_refused_in_one_sentence(name, tmp_path):
+    damage, message = ADAPTER_DAMAGES[name]
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
+    tiny_model().save_pretrained(base)
+    save_adapter(ScratchGPT2ForCausalLM.from_pretrained(base), adapter)
+    load_causal_lm(str(adapter))
+    damage(adapter)
+    for load in (load_causal_lm, model_to_continue):
+        if (load, name) == (model_to_continue, "incomplete"):
+            continue  # the library reports it
+        with pytest.raises(ValueError) as error:
+            load(str(adapter))
+        assert (
+            re.search(message, str(error.value)) and str(adapter) in str(error.value) and "\n" not in str(error.value)
+        )
+
+
+def test_a_classifier_is_not_continued_as_a_language_model(tmp_path):
+    scratch_gpt2.ScratchGPT2ForSequenceClassification(tiny_config()).save_pretrained(tmp_path)
+    for load in (load_causal_lm, model_to_continue):
+        with pytest.raises(ValueError, match=r"is a classifier; give a language model\.$"):
+            load(str(tmp_path))
 
 
 # Variants

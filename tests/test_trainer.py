@@ -286,7 +286,7 @@ class TestResuming:
         assert check(checkpoint) == []
         with pytest.raises(ValueError, match=r"^seed is 7, but the run in .* began with 42; resume with that value"):
             check(checkpoint, seed=7)
-        with pytest.raises(ValueError, match=r"^data is b, but the run in .* began with a; resume"):
+        with pytest.raises(ValueError, match=r"^The data differs from what the run in .* began with; resume"):
             check(checkpoint, data="b")
         with pytest.raises(ValueError, match=r"^rows_per_step is 16, but the run in .* began with 8;"):
             check(checkpoint, per_device_train_batch_size=16)

@@ -5,10 +5,12 @@ import os
 import statistics
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -17,7 +19,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ..checkpoint_files import find_file, is_foreign_checkpoint, pin_revision, read_json_object
+from ..checkpoint_files import adapter_fault, base_in, find_file, is_foreign_checkpoint, pin_revision, read_json_object
 from ..modeling_scratch_gpt2 import ScratchGPT2ForCausalLM
 from ..tokenization import load_tokenizer
 
@@ -59,12 +61,10 @@ def load_causal_lm(name: str, *, reference: bool = False) -> PreTrainedModel:
     """
     hub = find_revision(name)
     if (adapter := adapter_config(name, hub)) is not None:
-        from peft import PeftModel
-
         targets = str(adapter.get("target_modules"))
         reference = reference or any(layer in targets for layer in GPT2_LAYERS)
-        base = load_causal_lm(adapter["base_model_name_or_path"], reference=reference)
-        return check_finite(PeftModel.from_pretrained(base, name, **hub), name).eval()
+        base = load_causal_lm(base_in(adapter, name), reference=reference)
+        return check_finite(put_adapter_on(base, name, **hub), name).eval()
     if is_classifier(name, hub):
         raise ValueError(f"{name} is a classifier; give a language model.")
     if is_foreign_checkpoint(name, hub) and not reference:
@@ -72,6 +72,18 @@ def load_causal_lm(name: str, *, reference: bool = False) -> PreTrainedModel:
     if os.path.isdir(name) and not Path(name, "config.json").is_file():
         raise FileNotFoundError(f"{name} has no config.json; give the folder of a whole checkpoint.")
     return check_finite(AutoModelForCausalLM.from_pretrained(name, **hub), name).eval()
+
+
+def put_adapter_on(base: PreTrainedModel, name: str, **hub):
+    """PEFT's adapter `name` on its base. Raises ValueError if it is damaged or incomplete, or does not fit."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            return PeftModel.from_pretrained(base, name, **hub)
+        except (RuntimeError, LookupError, TypeError, ValueError, SafetensorError, UserWarning) as error:
+            raise ValueError(adapter_fault(name, error)) from error
 
 
 def check_finite(model: Model, name: str) -> Model:
@@ -112,7 +124,7 @@ def load_tokenizer_of(model_name: str) -> PreTrainedTokenizerBase:
         adapter = adapter_config(model_name, find_revision(model_name))
         if adapter is None:
             raise
-        return load_tokenizer(adapter["base_model_name_or_path"])
+        return load_tokenizer(base_in(adapter, model_name))
 
 
 def input_device(model) -> torch.device:

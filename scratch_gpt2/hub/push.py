@@ -23,12 +23,13 @@ from huggingface_hub import (
     get_token,
 )
 from huggingface_hub.errors import LocalTokenNotFoundError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers.dynamic_module_utils import get_relative_import_files
 
 import scratch_gpt2
 
-from ..checkpoint_files import TRAVELLING_FILES
+from ..checkpoint_files import TRAVELLING_FILES, adapter_fault
 from ..tokenization import load_tokenizer
 from .card import adapter_base, model_card, own_class, read_kind
 from .run_record import RUN_FILE
@@ -210,7 +211,10 @@ def local_outputs(folder: str | os.PathLike, base: str | None = None) -> tuple[t
     if base:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, folder)
+        try:
+            model = PeftModel.from_pretrained(model, folder)
+        except (RuntimeError, LookupError, TypeError, SafetensorError) as error:
+            raise ValueError(adapter_fault(folder, error)) from error
     with torch.no_grad():
         output = model.eval()(ids)[0].float()
     if not output.isfinite().all():

@@ -58,11 +58,17 @@ def check_identity(args: TrainingArguments, checkpoint: str | None, **own: Any) 
             raise ValueError(f"{file} is damaged (it lacks the settings of the run); copy it again, or delete it.")
         for name, value in fixed.items():
             before = stored["fixed"].get(name)
-            if before != json.loads(json.dumps(value)):
+            if before == json.loads(json.dumps(value)):
+                continue
+            if name == "data":  # a fingerprint
                 raise ValueError(
-                    f"{name} is {value}, but the run in {file.parent} began with {before}; resume with that value, or "
-                    "choose another output_dir."
+                    f"The data differs from what the run in {file.parent} began with; resume with the same files and "
+                    "options of the data, or choose another output_dir."
                 )
+            raise ValueError(
+                f"{name} is {value}, but the run in {file.parent} began with {before}; resume with that value, or "
+                "choose another output_dir."
+            )
         before = stored["changeable"]
         changes = [
             f"{n}: {value} from here on, {before.get(n)} before"

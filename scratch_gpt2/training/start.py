@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import HubStrategy
 
 from ..configuration_scratch_gpt2 import ScratchGPT2Config
-from ..evaluation.models import check_finite
+from ..evaluation.models import check_finite, find_revision, is_classifier
 from ..hardware import cpu_computes_bfloat16
 from ..hub.card import adapter_base
 from ..hub.push import explain_refusal
@@ -34,7 +34,9 @@ def new_model(
 
 def model_to_continue(name_or_folder: str, dropout: float = 0.0) -> ScratchGPT2ForCausalLM:
     """A checkpoint in float32, whatever it was saved in: autocast computes in bfloat16, but small updates to bfloat16
-    weights would be rounded away."""
+    weights would be rounded away. Raises ValueError for a classifier."""
+    if is_classifier(name_or_folder, find_revision(name_or_folder)):
+        raise ValueError(f"{name_or_folder} is a classifier; give a language model.")
     model = ScratchGPT2ForCausalLM.from_pretrained(name_or_folder, dtype=torch.float32, **_dropout(dropout))
     return check_finite(model, name_or_folder)
 
