@@ -18,6 +18,7 @@ MAX_SENTENCE_TOKENS = 64  # of a sentence to look into
 MAX_NEW_TOKENS = 300
 MAX_FILE_BYTES = 1_000_000
 MAX_ROWS = 1_000
+MAX_COLUMNS = 100
 
 WORD_JOINER = "\u2060"  # has no width
 
@@ -39,6 +40,20 @@ def check_input(text: str, most: int = MAX_CHARACTERS) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 character`, `2 characters`."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def text_only(preprocess):
+    """A chatbot's `preprocess` that rejects messages with files or components. Gradio would create every component
+    that a client names, with arguments of the client's choice."""
+
+    @wraps(preprocess)
+    def checked(payload):
+        messages = payload.root if payload else []
+        if any(part.type != "text" for message in messages for part in message.content):
+            raise refusal("Messages can only contain text.")
+        return preprocess(payload)
+
+    return checked
 
 
 def shown_as_text(postprocess):
@@ -103,6 +118,32 @@ def quiet_preprocess(block: gr.blocks.Block) -> None:
     block.preprocess = preprocess
 
 
+def quiet_requests(demo: gr.Blocks) -> None:
+    """Answer a request that Gradio itself cannot process with one sentence. Gradio would write it to the log."""
+    original = demo.process_api
+
+    @wraps(original)
+    async def process_api(*args, **kwargs):
+        try:
+            return await original(*args, **kwargs)
+        except Exception as error:
+            if isinstance(error, gr.Error) and not error.print_exception:
+                raise
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            logger.warning("Request rejected: %s in %s of %s", type(error).__name__, place.name, place.filename)
+            raise refusal("This request cannot be processed; reload the page.") from None
+
+    demo.process_api = process_api
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    """A filter that reduces a traceback in the log to the kind of error: its message can contain what was sent."""
+    if record.exc_info:
+        record.msg, record.args = f"{record.getMessage().splitlines()[0]}: {record.exc_info[0].__name__}", ()
+        record.exc_info = None
+    return True
+
+
 def refusal(sentence: str) -> gr.Error:
     return gr.Error(for_notice(sentence), print_exception=False)
 
@@ -117,6 +158,8 @@ def sentence_of(error: Exception) -> str:
     written: for a mistake of the visitor's nothing, for one of ours the kind of error and its place in the code."""
     if isinstance(error, gr.Error):
         return html.unescape(error.message)
+    if isinstance(error, OSError) and error.errno is not None:  # the system's message contains a path
+        return "A file could not be read here; choose another."
     if isinstance(error, ValueError | OSError):
         return " ".join(str(error).split())
     places = "".join(traceback.format_tb(error.__traceback__))

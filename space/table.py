@@ -5,9 +5,10 @@ import io
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from limits import MAX_FILE_BYTES, MAX_ROWS
+from limits import MAX_COLUMNS, MAX_FILE_BYTES, MAX_ROWS
 
 TEXT_COLUMNS = ("text", "message", "sms", "body", "content", "comment", "review", "sentence", "tweet")
 DELIMITERS = (",", ";", "\t", "|")
@@ -45,8 +46,8 @@ class Table:
 def read_table(path: str | os.PathLike, has_header: bool = True) -> Table:
     """Read a CSV file in UTF-8, UTF-16 or Latin-1, with commas, semicolons, tabs or bars between the cells.
 
-    Raises ValueError for a file that is too large, has no rows or too many, a row with more cells than the header, or
-    a quotation mark that is not closed.
+    Raises ValueError for a file that is too large, has no rows, too many rows or columns, a row with more cells than
+    the header, or a quotation mark that is not closed.
     """
     size = Path(path).stat().st_size
     if size > MAX_FILE_BYTES:
@@ -64,7 +65,16 @@ def read_table(path: str | os.PathLike, has_header: bool = True) -> Table:
         ) from error
     if not numbered:
         raise ValueError("The file is empty; give one text per row.")
-    width = len(numbered[0][1])
+    names = [cell.strip() for cell in numbered[0][1]]
+    width = len(names)
+    if width > MAX_COLUMNS:
+        raise ValueError(f"The file has {width:,} columns, and at most {MAX_COLUMNS} are read here; remove some.")
+    is_header = has_header and (width > 1 or names[0].lower() in TEXT_COLUMNS)
+    numbered = numbered[int(is_header) :]
+    if not numbered:
+        raise ValueError("The file has a header and no rows; give one text per row.")
+    if len(numbered) > MAX_ROWS:
+        raise ValueError(f"The file has more than {MAX_ROWS:,} rows; split it.")
     for line, row in numbered:
         if len(row) > width:
             raise ValueError(
@@ -72,15 +82,7 @@ def read_table(path: str | os.PathLike, has_header: bool = True) -> Table:
                 "quotation marks."
             )
     rows = [row + [""] * (width - len(row)) for _, row in numbered]
-    columns = [cell.strip() for cell in rows[0]]
-    if has_header and (width > 1 or columns[0].lower() in TEXT_COLUMNS):
-        columns, rows = distinct(columns), rows[1:]
-    else:
-        columns = [f"column {number}" for number in range(1, width + 1)]
-    if not rows:
-        raise ValueError("The file has a header and no rows; give one text per row.")
-    if len(rows) > MAX_ROWS:
-        raise ValueError(f"The file has {len(rows):,} rows, and at most {MAX_ROWS:,} are read here; split it.")
+    columns = distinct(names) if is_header else [f"column {number}" for number in range(1, width + 1)]
     return Table(columns, rows)
 
 
@@ -104,10 +106,10 @@ def find_delimiter(content: str) -> str:
 
 
 def parse(content: str, delimiter: str, strict: bool = False) -> list[tuple[int, list[str]]]:
-    """(line, cells) of every row that is not blank. Unless `strict`, a quotation mark that is not closed takes all the
-    rest for one cell."""
+    """(line, cells) of the rows that are not blank, up to one more than a header and MAX_ROWS. Unless `strict`, a
+    quotation mark that is not closed takes all the rest for one cell."""
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=strict)
-    return [(reader.line_num, row) for row in reader if row]
+    return list(islice(((reader.line_num, row) for row in reader if row), MAX_ROWS + 2))
 
 
 def distinct(names: list[str]) -> list[str]:

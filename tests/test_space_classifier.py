@@ -110,13 +110,17 @@ def test_csv_files_as_people_have_them(tmp_path, content, columns, texts):
     [
         (b"", "The file is empty; give one text per row."),
         (b"text\n", "The file has a header and no rows; give one text per row."),
-        (b"text\n" + b"x\n" * 1001, "The file has 1,001 rows, and at most 1,000 are read here; split it."),
+        (b"text\n" + b"x\n" * 1001, "The file has more than 1,000 rows; split it."),
         (b"x" * 1_000_001, "The file has 1,000,001 bytes, and at most 1,000,000 are read here; split it."),
         (
             b"id,text\n1,hello, you\n",
             "Line 2 has 3 cells and the first row 2; put texts that contain ',' in quotation marks.",
         ),
         (b"\0\0\0", "The file is not text; save it as CSV."),
+        (
+            b"a" + b"," * 900_000 + b"\nx\nx\n",
+            "The file has 900,001 columns, and at most 100 are read here; remove some.",
+        ),
         (
             b'text\n"open\nyou\nand you\n',
             "A quotation mark is not closed or stands alone (unexpected end of data); double those in texts.",
