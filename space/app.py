@@ -14,7 +14,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
 import torch
-from limits import MAX_FILE_BYTES
+from limits import MAX_FILE_BYTES, without_traceback
 from models import EMBEDDED_FOLDER, Checkpoints
 from page import build
 from transformers.utils import logging as transformers_logging
@@ -60,6 +60,7 @@ def main() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(without_traceback)
     torch.set_num_threads(1)  # a core for each text
     checkpoints = Checkpoints(options.checkpoints, options.models, optimize=not options.no_optimize)
     if sentence := checkpoints.missing():

@@ -1,6 +1,7 @@
 """What happens when a visitor clicks: inputs checked, the model found, results in the form that the page shows."""
 
 import random
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -73,8 +74,9 @@ class Handlers:
     def chat(self, message, history, name, temperature, top_p, max_new_tokens) -> Iterator[tuple]:
         """Yields the message box, the conversation and a note. A refused message stays in the box, with the reason in
         the note: an exception would leave the page without an answer."""
-        talk = [{"role": entry["role"], "content": text_of(entry)} for entry in history or []]
+        talk = []
         try:
+            talk = [{"role": entry["role"], "content": text_of(entry)} for entry in history or []]
             for answer, note in self.answer(message, talk, name, temperature, top_p, max_new_tokens):
                 question = {"role": "user", "content": as_written(message)}
                 yield "", [*talk, question, {"role": "assistant", "content": answer}], markup.notice(note)
@@ -109,6 +111,7 @@ class Handlers:
         if not answer.strip():
             yield "(The model ended its answer at once; try again.)", note
 
+    @in_one_sentence
     def retry(self, history, name, temperature, top_p, max_new_tokens) -> Iterator[tuple]:
         """Another answer to the last question."""
         talk = history or []
@@ -116,10 +119,14 @@ class Handlers:
         if asked is not None:
             yield from self.chat(text_of(talk[asked]), talk[:asked], name, temperature, top_p, max_new_tokens)
 
+    @in_one_sentence
     def edit(self, history, name, temperature, top_p, max_new_tokens, event: gr.EditData) -> Iterator[tuple]:
         """An answer to a question that has been changed; what followed it goes."""
-        index = event.index[0] if isinstance(event.index, list | tuple) else event.index
-        yield from self.chat(event.value, (history or [])[:index], name, temperature, top_p, max_new_tokens)
+        talk, index = history or [], field_of(event, "index")
+        index = index[0] if isinstance(index, list) and index else index
+        if type(index) is not int or not 0 <= index < len(talk):
+            raise ValueError("There is no such message; reload the page.")
+        yield from self.chat(field_of(event, "value"), talk[:index], name, temperature, top_p, max_new_tokens)
 
     @in_one_sentence
     def complete(self, name, prompt, temperature, top_k, top_p, repetition_penalty, max_new_tokens, seed, stop_at):
@@ -143,8 +150,10 @@ class Handlers:
         self, written, temperature, top_k, top_p, penalty, max_new_tokens, seed, stop_at, event: gr.EventData
     ):
         """Yields what `complete` does, for the text up to a token that the visitor has replaced by an alternative."""
-        step, number = chosen_step(written, event.pick)
-        place = int(event.pick.split()[2])
+        number, place = picked(event, "write", 2)
+        step = chosen_step(written, number)
+        if place >= len(step.alternatives):
+            raise ValueError("There is no such alternative; click another.")
         token, probability, chance = step.alternatives[place]
         _, tokenizer = self.checkpoints.load(written.name, LANGUAGE)
         steps = [*written.steps[:number], replace(step, token=token, probability=probability, chance=chance)]
@@ -161,11 +170,14 @@ class Handlers:
     @in_one_sentence
     def open_token(self, written, event: gr.EventData) -> str:
         """The text with what else could have stood where the visitor has clicked."""
+        if written is None:
+            return ""
         _, tokenizer = self.checkpoints.load(written.name, LANGUAGE)
         pieces = split_text(tokenizer, written.text, written.steps)
-        if event.pick == "close":
+        if field_of(event, "pick") == "close":
             return markup.written_text(written.prompt, pieces)
-        step, number = chosen_step(written, event.pick)
+        (number,) = picked(event, "token", 1)
+        step = chosen_step(written, number)
         return markup.written_text(written.prompt, pieces, number, views.alternatives(tokenizer, number, step))
 
     def another_seed(self) -> int:
@@ -263,18 +275,21 @@ class Handlers:
         )
 
     def sentence(self, looked) -> views.Sentence:
+        if looked is None:  # the server keeps the state of the last 200 pages
+            raise ValueError("The server no longer knows this sentence; press Look.")
         name, text = looked
         return views.read_sentence(*self.checkpoints.load(name, LANGUAGE), text)
 
     @in_one_sentence
     def look_at_layer(self, looked, layer, head):
         sentence = self.sentence(looked)
-        return *views.heads(sentence, int(layer), int(head)), *views.neurons(sentence, int(layer))
+        layer = layer or 1
+        return *views.heads(sentence, layer, int(head or 1)), *views.neurons(sentence, layer)
 
     @in_one_sentence
     def look_at_head(self, looked, layer, event: gr.EventData):
-        head = int(event.pick.split()[1]) + 1
-        return head, *views.heads(self.sentence(looked), int(layer), head)
+        head = picked(event, "head", 1)[0] + 1
+        return head, *views.heads(self.sentence(looked), layer or 1, head)
 
     @in_one_sentence
     def look_at_next(self, looked, temperature, top_k, top_p):
@@ -290,37 +305,43 @@ def shown(written: Written, tokenizer) -> tuple[str, str, Written]:
     return written.prompt + written.text, markup.written_text(written.prompt, pieces), written
 
 
-def chosen_step(written: Written, pick: str) -> tuple[Step, int]:
-    """The step that `token 3` or `write 3 0` means, and its number. Raises ValueError where there is none."""
-    number = int(pick.split()[1])
-    if written is None or not 0 <= number < len(written.steps):
+def field_of(event: gr.EventData, name: str) -> object:
+    """A field of an event's data, which a client can replace by anything."""
+    return event._data.get(name) if isinstance(event._data, dict) else None
+
+
+def picked(event: gr.EventData, kind: str, count: int) -> list[int]:
+    """The numbers of the `data-pick` that was clicked: [3, 0] for `write 3 0`. Raises ValueError for another kind."""
+    match = re.fullmatch(kind + count * r" ([0-9]{1,6})", str(field_of(event, "pick")))
+    if not match:
+        raise ValueError("There is no such place to click; reload the page.")
+    return [int(number) for number in match.groups()]
+
+
+def chosen_step(written: Written | None, number: int) -> Step:
+    """Raises ValueError where there is no such step."""
+    if written is None or number >= len(written.steps):
         raise ValueError("There is no such token; write a text first.")
-    return written.steps[number], number
+    return written.steps[number]
 
 
 def summary(results: list[RowResult]) -> str:
     """How many rows have which label, and what was skipped or cut."""
     counts = Counter(row.label or "without text" for row in results)
     cut = sum(bool(row.label and row.note) for row in results)
-    parts = ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    parts = ", ".join(f"{count:,} {name}" for name, count in sorted(counts.items()))
     sentence = f"{counted(len(results), 'row')}: {parts}."
     return sentence + f" {counted(cut, 'text')} cut; the column note says where." * bool(cut)
 
 
 def text_of(entry: dict) -> str:
-    """The text of a message of Gradio's history, as it was written."""
+    """The text of a message of Gradio's history, as it was written, without halves of an emoji."""
     content = entry["content"]
     if not isinstance(content, str):
         content = " ".join(part.get("text") or "" for part in content)
-    return as_written(content)
+    return as_written(content).encode(errors="replace").decode()
 
 
 def plain_messages(talk: list[dict], eos_token: str) -> list[dict[str, str]]:
     """A conversation as the chat template takes it. What it refuses is removed, or every later turn would fail."""
-    return [
-        {
-            "role": entry["role"],
-            "content": text_of(entry).encode(errors="replace").decode().replace(eos_token, ""),
-        }
-        for entry in talk
-    ]
+    return [{"role": entry["role"], "content": text_of(entry).replace(eos_token, "")} for entry in talk]

@@ -6,6 +6,7 @@ Only safetensors are read, and no code that comes with a checkpoint is run.
 import json
 from collections import OrderedDict
 from concurrent.futures import Future, wait
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -150,9 +151,9 @@ class Checkpoints:
         return self.download(name)
 
     def find_local(self, name: str) -> Path:
-        if self.local is not None and "\0" not in name:
-            folder = (self.local / name).resolve()
-            if folder != self.local and folder.is_relative_to(self.local) and folder.is_dir():
+        with suppress(OSError, ValueError):  # a name that is too long or contains a null byte or half of an emoji
+            folder = self.local and (self.local / name).resolve()
+            if folder and folder != self.local and folder.is_relative_to(self.local) and folder.is_dir():
                 return folder
         raise FileNotFoundError(f"{name[:50]!r} is not among the models of this machine; choose another.")
 

@@ -13,7 +13,9 @@ from limits import (
     MAX_NEW_TOKENS,
     MAX_ROWS,
     quiet_preprocess,
+    quiet_requests,
     shown_as_text,
+    text_only,
 )
 from models import Checkpoints
 from turns import CORES, LONG, SHORT
@@ -63,6 +65,7 @@ def build(checkpoints: Checkpoints) -> gr.Blocks:
     for block in demo.blocks.values():
         if hasattr(block, "preprocess"):
             quiet_preprocess(block)
+    quiet_requests(demo)
     return demo.queue(default_concurrency_limit=CORES, max_size=MAX_QUEUE)
 
 
@@ -122,6 +125,7 @@ def chat_tab(handlers: Handlers) -> None:
         editable="user",
         placeholder="Ask something, or try one of the examples.",
     )
+    chatbot.preprocess = text_only(chatbot.preprocess)
     chatbot.postprocess = shown_as_text(chatbot.postprocess)
     with gr.Row(equal_height=True):
         message = gr.Textbox(

@@ -118,7 +118,9 @@ def strongest_head(sentence: Sentence, layer: int) -> int:
 
 def heads(sentence: Sentence, layer: int, head: int) -> tuple[str, str, str]:
     """Thumbnails of all heads of a layer, the lines of one of them, and the prediction without it. `layer` and `head`
-    count from 1."""
+    count from 1. Raises ValueError where there is no such layer or head."""
+    if not 1 <= head <= sentence.config.n_head:
+        raise ValueError(f"There is no head {head}; layer {layer} has heads 1 to {sentence.config.n_head}.")
     maps = attention_maps(sentence.model, sentence.ids, layer - 1).numpy()  # (H, T, T)
     ablations = head_ablations(sentence.model, sentence.ids, layer - 1)  # (H + 1, V)
     whole, without = ablations[0], ablations[head]

@@ -325,6 +325,42 @@ def test_a_click_shows_the_alternatives_and_continues_with_one(desk, base):
     )
 
 
+@pytest.mark.parametrize(
+    "data",
+    [None, "x", {}, {"pick": None}, {"pick": ["head 1"]}, {"pick": "head -1"}, {"pick": "head 99"}]
+    + [{"pick": "token 1e3"}, {"pick": "token 99"}, {"pick": "write 0 99"}, {"pick": "write 0"}, {"pick": "9" * 5000}]
+    + [{"index": index, "value": "hi"} for index in (None, "x", -1, 2, 0.5, True, [], [[0]], 10**30)],
+    ids=lambda data: str(data)[:20],
+)
+def test_forged_events_are_refused(desk, caplog, data):
+    *_, (_, _, written, _) = desk.complete(*SETTINGS)
+    event = gr.EventData(None, data)
+    talk = [{"role": role, "content": "hi"} for role in ("user", "assistant")]
+    calls = [
+        lambda: desk.look_at_head(("base", SENTENCE), 1, event),
+        lambda: desk.open_token(written, event),
+        lambda: desk.continue_with(written, *SETTINGS[2:], event),
+        lambda: desk.edit(talk, "assistant", 0.7, 0.9, 5, event),
+    ]
+    for call in calls:
+        assert refused(call).startswith("There is no")
+    assert caplog.text == ""
+
+
+def test_a_page_whose_state_is_gone_says_what_to_press(desk):
+    pick = gr.EventData(None, {"pick": "token 0"})
+    for call in (
+        lambda: desk.look_at_layer(None, 1, 1),
+        lambda: desk.look_at_head(None, 1, gr.EventData(None, {"pick": "head 0"})),
+        lambda: desk.look_at_next(None, 1, 0, 1),
+        lambda: desk.grow_cache(None),
+    ):
+        assert refused(call) == "The server no longer knows this sentence; press Look."
+    assert desk.open_token(None, pick) == ""
+    write = gr.EventData(None, {"pick": "write 0 0"})
+    assert refused(lambda: desk.continue_with(None, *SETTINGS[2:], write)).startswith("There is no such token")
+
+
 def test_every_text_in_the_markup_is_escaped():
     evil = "<img src=x onerror=alert(1)>\"'&"
     weights = views.np.tril(views.np.ones((2, 2))) / 2

@@ -40,7 +40,8 @@ def test_local_models_stay_below_their_folder(folder, tmp_path):
     (inside / "broken" / "config.json").write_text('{"model_type": "gpt2"}')
     assert local.choices(LANGUAGE) == ["base", "assistant", "folder: mine"]
     local.load("folder: mine", LANGUAGE)
-    for name in ("../secret", "link", str(outside), ".", "", "mine/../../secret", "a\0b", "nothing"):
+    outsiders = ("../secret", "link", str(outside), "mine/../../secret")
+    for name in (*outsiders, ".", "", "a\0b", "x" * 999, "\ud800", "nothing"):
         with pytest.raises(FileNotFoundError, match="is not among the models of this machine"):
             local.load(f"folder: {name}", LANGUAGE)
     for name in ("../secret", str(outside), "a b", "x/y/z", "", "a\nb"):

@@ -6,10 +6,13 @@ import csv
 import html
 import inspect
 import itertools
+import json
+import logging
 import re
 import sys
 import threading
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "space"))
 
 import app
 import generation
+import httpx
+import limits
 import page
 import turns
 from gradio_client import Client, handle_file
@@ -28,8 +33,12 @@ from test_space import HOSTILE, SENTENCE, SETTINGS, checkpoints, folder  # noqa:
 
 
 @pytest.fixture(scope="module")
-def address(checkpoints):
-    demo = page.build(checkpoints)
+def demo(checkpoints):
+    return page.build(checkpoints)
+
+
+@pytest.fixture(scope="module")
+def address(demo):
     _, address, _ = demo.launch(prevent_thread_lock=True, quiet=True, **app.launch_options())
     yield address
     demo.close()
@@ -100,6 +109,68 @@ def test_the_server_answers_hostile_inputs_with_one_sentence(client, capfd):
     written = capfd.readouterr()
     assert "secret" not in written.out + written.err and "1234567" not in written.out + written.err
     assert "Traceback" not in written.err
+
+
+def forge(address: str, event: int, data: list, event_data: object = None) -> dict:
+    """The answer to a request that no page sends, without what a client library would check or change."""
+    session = {"session_hash": uuid.uuid4().hex}
+    body = {"fn_index": event, "data": data, "event_data": event_data, **session}
+    with httpx.Client(base_url=f"{address}gradio_api/queue", timeout=60) as client:
+        client.post("/join", content=json.dumps(body), headers={"content-type": "application/json"})
+        with client.stream("GET", "/data", params=session) as lines:
+            messages = (json.loads(line[5:]) for line in lines.iter_lines() if line.startswith("data:"))
+            return next(message["output"] for message in messages if message["msg"] == "process_completed")
+
+
+def stored(path: str) -> dict:
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def message(part: object) -> list:
+    return [{"role": "user", "content": [part]}]
+
+
+FORGED = {
+    "too few values": ("classify", []),
+    "wrong history": ("chat", ["hi", "secret", "assistant", 0.7, 0.9, 3]),
+    "wrong message": ("chat", ["hi", message("secret"), "assistant", 0.7, 0.9, 3]),
+    "any file": ("classify_file", ["spam", stored("/etc/passwd"), None, True]),
+    "any address": ("classify_file", ["spam", stored("http://127.0.0.1:1/secret"), None, True]),
+    "any file in a text": ("classify", ["spam", stored("/etc/passwd")]),
+    "long path": ("classify_file", ["spam", stored("secret" * 1000), None, True]),
+    "null byte": ("classify_file", ["spam", stored("secret\0"), None, True]),
+    "edit without data": ("edit", [[], "assistant", 0.7, 0.9, 3]),
+    "example that is not there": ("load_example", [None]),
+    "button without a function": ("unnamed", []),
+}
+
+
+@pytest.mark.parametrize(("name", "data"), FORGED.values(), ids=FORGED.keys())
+def test_forged_requests_are_refused_and_leave_nothing_in_the_log(demo, address, capfd, caplog, name, data):
+    answer = forge(address, min(n for n, f in demo.fns.items() if f.api_name == name), data)
+    assert answer["error"] == "This request cannot be processed; reload the page."
+    written = capfd.readouterr().err + caplog.text
+    assert "secret" not in written and "Traceback" not in written and "Request rejected: " in written
+
+
+def test_a_conversation_holds_nothing_but_text(demo, address, capfd):
+    """Gradio would create the component, and read the file that its value names."""
+    part = {"type": "component", "component": "image", "value": "/etc/passwd", "constructor_args": {}, "props": {}}
+    chat = min(n for n, f in demo.fns.items() if f.api_name == "chat")
+    answer = forge(address, chat, ["hi", message(part), "assistant", 0.7, 0.9, 3])
+    assert answer["error"] == "The value for 'Conversation' cannot be read; choose another."
+    half = message({"type": "text", "text": "a\ud800"})
+    _, talk, _ = forge(address, chat, ["hi", half, "assistant", 0.7, 0.9, 3])["data"]
+    assert talk[0]["content"][0]["text"] == "a?" and "Traceback" not in capfd.readouterr().err
+
+
+def test_the_log_names_the_kind_of_an_error_only():
+    try:
+        raise KeyError("secret")
+    except KeyError:
+        record = logging.LogRecord("uvicorn.error", 40, "", 0, "Exception in %s\n", ("ASGI",), sys.exc_info())
+    assert limits.without_traceback(record)
+    assert logging.Formatter().format(record) == "Exception in ASGI: KeyError"
 
 
 def test_stopping_a_job_ends_its_work(client, endless):
