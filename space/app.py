@@ -11,6 +11,9 @@ import os
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+# Gradio summarizes all events after each event, and a client can break that summary with half of an emoji.
+os.environ.setdefault("GRADIO_ANALYTICS_CACHE_FREQUENCY", "1000000000")
+os.environ.setdefault("GRADIO_ANALYTICS_MAX_EVENTS", "1")
 
 import gradio as gr
 import torch
@@ -60,7 +63,8 @@ def main() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    logging.getLogger("uvicorn.error").addFilter(without_traceback)
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).addFilter(without_traceback)
     torch.set_num_threads(1)  # a core for each text
     checkpoints = Checkpoints(options.checkpoints, options.models, optimize=not options.no_optimize)
     if sentence := checkpoints.missing():

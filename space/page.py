@@ -66,7 +66,7 @@ def build(checkpoints: Checkpoints) -> gr.Blocks:
         if hasattr(block, "preprocess"):
             quiet_preprocess(block)
     quiet_requests(demo)
-    return demo.queue(default_concurrency_limit=CORES, max_size=MAX_QUEUE)
+    return demo.queue(default_concurrency_limit=CORES, max_size=MAX_QUEUE, api_open=False)
 
 
 def complete_tab(handlers: Handlers) -> None:

@@ -111,10 +111,10 @@ def test_the_server_answers_hostile_inputs_with_one_sentence(client, capfd):
     assert "Traceback" not in written.err
 
 
-def forge(address: str, event: int, data: list, event_data: object = None) -> dict:
+def forge(address: str, event: int, data: list) -> dict:
     """The answer to a request that no page sends, without what a client library would check or change."""
     session = {"session_hash": uuid.uuid4().hex}
-    body = {"fn_index": event, "data": data, "event_data": event_data, **session}
+    body = {"fn_index": event, "data": data, **session}
     with httpx.Client(base_url=f"{address}gradio_api/queue", timeout=60) as client:
         client.post("/join", content=json.dumps(body), headers={"content-type": "application/json"})
         with client.stream("GET", "/data", params=session) as lines:
@@ -162,6 +162,14 @@ def test_a_conversation_holds_nothing_but_text(demo, address, capfd):
     half = message({"type": "text", "text": "a\ud800"})
     _, talk, _ = forge(address, chat, ["hi", half, "assistant", 0.7, 0.9, 3])["data"]
     assert talk[0]["content"][0]["text"] == "a?" and "Traceback" not in capfd.readouterr().err
+
+
+def test_no_request_skips_the_queue_or_is_recorded(demo, address):
+    answer = httpx.post(f"{address}gradio_api/run/classify", json={"data": ["spam", SENTENCE]})
+    assert (answer.status_code, answer.json()["detail"][:34]) == (404, "This API endpoint does not accept ")
+    session = {"session_hash": "\ud800", "fn_index": 0, "data": []}
+    httpx.post(f"{address}gradio_api/queue/join", content=json.dumps(session))
+    assert demo._queue.cached_event_analytics_summary == {"functions": {}}
 
 
 def test_the_log_names_the_kind_of_an_error_only():
