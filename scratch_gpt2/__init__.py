@@ -49,7 +49,7 @@ ScratchGPT2PreTrainedModel.restore_from_inference = restore_from_inference  # ty
 ScratchGPT2ForCausalLM._prepare_cache_for_generation = prepare_cache_for_generation  # type: ignore[method-assign]
 
 # `register` makes a class known to its Auto class in this process; `register_for_auto_class` makes `save_pretrained`
-# copy the code beside the weights, so that a process without this package can load them with `trust_remote_code=True`.
+# save the code with the weights, so that a process without this package can load them with `trust_remote_code=True`.
 AutoConfig.register(ScratchGPT2Config.model_type, ScratchGPT2Config, exist_ok=True)
 ScratchGPT2Config.register_for_auto_class()
 for auto_class, model_class in (

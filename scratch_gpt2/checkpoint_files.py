@@ -28,7 +28,7 @@ try:
 except ImportError:  # older than the versions that the package needs, but not than those that a checkpoint needs
     resolve_revision = None
 
-# What is copied beside the weights, so that a process without this package can load a checkpoint.
+# What is saved with the weights, so that a process without this package can load a checkpoint.
 TRAVELLING_FILES = (
     "checkpoint_files.py",
     "configuration_scratch_gpt2.py",
@@ -166,7 +166,7 @@ def stored_names(file: str) -> list[str]:
 
 def base_of_adapter(name_or_path, hub_kwargs: dict) -> str | None:
     """Name of the model that the adapter in `name_or_path` belongs to, which is `name_or_path` itself where the model
-    lies beside the adapter; `None` where there is no adapter."""
+    is next to the adapter; `None` where there is no adapter."""
     if name_or_path is None or os.path.isfile(name_or_path) or not is_peft_available():
         return None
     lookup = {key: hub_kwargs[key] for key in LOOKUP_ARGUMENTS if key in hub_kwargs}

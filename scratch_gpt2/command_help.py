@@ -199,7 +199,7 @@ def default_text(field: dataclasses.Field) -> str | None:
 
 
 def option_row(name: str, text: str | None, default: str | None, width: int) -> str:
-    """`  --name   text (default: ...)`, wrapped beside the name."""
+    """`  --name   text (default: ...)`, wrapped next to the name."""
     column = 28
     text = text or ""
     if default is not None:

@@ -47,7 +47,7 @@ def export_gguf(
     Args:
         model: a model, or the folder or Hub id of a GPT-2 of any origin or of a PEFT adapter, which is merged.
         file: such as `model.gguf`; the Modelfile is `model.Modelfile`.
-        tokenizer: by default the one beside the model.
+        tokenizer: by default the one saved with the model.
         dtype: of the matrices: `f32`, `f16`, or the blocks of 32 weights `q8_0` (9 bits each) and `q4_0` (5 bits each,
             the embeddings 9). Biases, norms and position embeddings are always float32.
         overwrite: replace files that exist.

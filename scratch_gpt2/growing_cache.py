@@ -1,8 +1,8 @@
 """A key-value cache that writes each key and value once.
 
 transformers' DynamicCache copies everything with `torch.cat` for every new token: with GPT-2 124M and 1,000 positions
-in float32, 74 MB are read and 74 MB written per token, beside the 498 MB of the weights. Here the tensors have spare
-room, which doubles whenever it is used up.
+in float32, 74 MB are read and 74 MB written per token, in addition to the 498 MB of the weights. Here the tensors have
+spare room, which doubles whenever it is used up.
 """
 
 import torch

@@ -98,7 +98,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     bpe = tokenizers.Tokenizer(BPE())
     bpe.pre_tokenizer = ByteLevel(add_prefix_space=False)
     trainer = BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=ByteLevel.alphabet(), show_progress=False)
-    # Without the split, the pieces of <|endoftext|> would be learnt as words.
+    # Without the split, the pieces of <|endoftext|> would be learned as words.
     bpe.train_from_iterator((check_text(text).split(END_OF_TEXT) for text in texts), trainer)
     model = json.loads(bpe.to_str())["model"]
     vocab = model["vocab"] | {END_OF_TEXT: len(model["vocab"])}

@@ -2,7 +2,7 @@
 
 python space/app.py                                   the models of space/checkpoints, and those below runs/
 python space/app.py --models checkpoints --port 8000  others to choose from
-python space/app.py --host 0.0.0.0                    for everybody in the network
+python space/app.py --host 0.0.0.0                    for other machines on the network
 """
 
 import argparse

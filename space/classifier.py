@@ -1,4 +1,4 @@
-"""Texts to labels: the verdict on one, the words that decided, and whole columns of texts."""
+"""Classification: the verdict on one text, the words that decided, and whole columns of texts."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ ROWS_AT_ONCE = 32
 MAX_POINTS = 64  # of the integrated gradients: more changes no word's weight by more than 0.02
 UNSURE_BELOW = 0.8  # unless the model's configuration says otherwise
 SPAM = "spam"
-SHOWN_LABELS = {"ham": "not spam"}  # the data sets' word for it is known to few
+SHOWN_LABELS = {"ham": "not spam"}  # few people know the word that the datasets use
 
 
 def verdict(model, tokenizer, text: str) -> tuple[dict[str, float], str]:
@@ -22,7 +22,7 @@ def verdict(model, tokenizer, text: str) -> tuple[dict[str, float], str]:
     probabilities = {shown(label): p for label, p in classify_text(model, tokenizer, text)[0].items()}
     label, probability = next(iter(probabilities.items()))
     if probability < unsure_below(model):
-        return probabilities, f"Unsure: {label} is likelier, with a probability of only {probability:.0%}."
+        return probabilities, f"Unsure: {label} is more likely, with a probability of only {probability:.0%}."
     return probabilities, f"{label.capitalize()}, with a probability of {probability:.1%}."
 
 
@@ -32,7 +32,7 @@ def unsure_below(model) -> float:
 
 
 def check_text(model, tokenizer, text: str) -> None:
-    """Raise ValueError for a text that cannot be read whole: the verdict and the words are about all of it."""
+    """Raise ValueError for a text that is too long to be read as a whole."""
     check_input(text, MAX_EXPLAINED_CHARACTERS)
     if encode_texts(tokenizer, [text], max_length=model.config.n_positions)[1]:
         raise ValueError(f"The model reads at most {model.config.n_positions} tokens; shorten the text.")
@@ -43,7 +43,7 @@ def shown(label: str) -> str:
 
 
 def explained_labels(model) -> tuple[str, str]:
-    """The label that red words speak for, spam where there is such a label, and what blue words speak for."""
+    """The label that red words support (spam if there is such a label), and the label that blue words support."""
     labels = list(model.config.id2label.values())
     red = SPAM if SPAM in labels else labels[-1]
     others = [label for label in labels if label != red]
@@ -51,8 +51,8 @@ def explained_labels(model) -> tuple[str, str]:
 
 
 def weigh_words(model, tokenizer, text: str) -> Iterator[list[tuple[str, float]]]:
-    """The text in words, each with how much it speaks for the red label, as a part of the strongest word: from -1
-    (against it) to 1. Yields better and better estimates, and an empty list before the first."""
+    """The words of the text, each with its weight for the red label relative to the strongest word, from -1 (against
+    the label) to 1. Yields better and better estimates, and an empty list before the first."""
     check_text(model, tokenizer, text)
     red, _ = explained_labels(model)
     for pieces in attribution_steps(model, tokenizer, text, red, MAX_POINTS):
@@ -82,7 +82,7 @@ class RowResult:
 
 
 def classify_rows(model, tokenizer, texts: list[str]) -> Iterator[list[RowResult]]:
-    """The results of all rows so far, after every few of them."""
+    """Yields the results of all rows so far after each batch."""
     done: list[RowResult] = []
     limit = model.config.n_positions
     for start in range(0, len(texts), ROWS_AT_ONCE):

@@ -1,4 +1,4 @@
-"""Put the Space on the Hugging Face Hub: this folder's files, its models and the package beside it, and nothing else.
+"""Put the Space on the Hugging Face Hub: this folder's files, its models and the package, and nothing else.
 
 hf auth login
 python space/deploy.py --repo you/scratch-gpt2            shows the list of files and asks

@@ -1,4 +1,4 @@
-"""Writing, token by token, as generators: whoever stops asking for the next token has stopped the work.
+"""Text generation, token by token, as Python generators: closing the generator stops the work.
 
 `model.generate` would need a thread for a stream, an event to stop the thread, and the random state of the whole
 process for a seed.
@@ -24,7 +24,7 @@ from scratch_gpt2.data.instructions import encode_prompt
 from scratch_gpt2.inspection import cache_bytes
 
 ALTERNATIVES = 8
-NEXT_TURN = "\n\n### Instruction:"  # where a model that has not learnt to stop continues with the user's part
+NEXT_TURN = "\n\n### Instruction:"  # where a model that has not learned to stop continues with the user's turn
 MAX_STOP_CHARACTERS = 100
 MAX_MESSAGES = 100
 END_MARK = " ■ the end"
@@ -41,7 +41,7 @@ SETTINGS = {  # by field of Sampling: its name on the page, the smallest and the
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. A temperature of 0 takes the likeliest; top_k 0 and top_p 1 leave all tokens."""
+    """How the next token is drawn. A temperature of 0 takes the most likely; top_k 0 and top_p 1 keep all tokens."""
 
     temperature: float = 0.8
     top_k: int = 50
@@ -60,7 +60,7 @@ class Sampling:
             raise ValueError(f"The text to stop at is longer than {MAX_STOP_CHARACTERS} characters; shorten it.")
 
     def processors(self) -> LogitsProcessorList:
-        """What turns the model's logits into the distribution that is drawn from, in this order."""
+        """What turns the model's logits into the distribution that is sampled from, in this order."""
         steps = [RepetitionPenaltyLogitsProcessor(self.repetition_penalty)] if self.repetition_penalty > 1 else []
         if self.temperature > 0:
             steps.append(TemperatureLogitsWarper(float(self.temperature)))
@@ -73,7 +73,8 @@ class Sampling:
 @dataclass(frozen=True)
 class Step:
     """One written token. `probability` is what the model gave it, `chance` what was left or added by the settings;
-    `alternatives` are (id, probability, chance) of the likeliest tokens, `cache_bytes` what the model now keeps."""
+    `alternatives` are (id, probability, chance) of the most likely tokens, `cache_bytes` the size of the
+    key-value cache."""
 
     token: int
     probability: float
@@ -113,8 +114,8 @@ def next_step(model, seen: torch.Tensor, cache: DynamicCache, processors, genera
     logits = model(new, past_key_values=cache, logits_to_keep=1).logits[:, -1].float()  # (1, V)
     probabilities, chances = logits.softmax(-1)[0], next_chances(seen, logits, processors)
     token = int(torch.multinomial(chances, 1, generator=generator))
-    likeliest = probabilities.topk(min(ALTERNATIVES, len(probabilities))).indices.tolist()
-    alternatives = [(i, probabilities[i].item(), chances[i].item()) for i in likeliest]
+    most_likely = probabilities.topk(min(ALTERNATIVES, len(probabilities))).indices.tolist()
+    alternatives = [(i, probabilities[i].item(), chances[i].item()) for i in most_likely]
     return Step(token, probabilities[token].item(), chances[token].item(), alternatives, cache_bytes(cache))
 
 

@@ -1,4 +1,4 @@
-"""What visitors may send, and how a refusal reaches them: one sentence, shown as text."""
+"""Limits on inputs, and errors that visitors see: one sentence, shown as text."""
 
 import html
 import inspect
@@ -154,8 +154,8 @@ def for_notice(sentence: str) -> str:
 
 
 def sentence_of(error: Exception) -> str:
-    """What a visitor is told. The log gets neither the message nor the arguments, which could hold what a visitor has
-    written: for a mistake of the visitor's nothing, for one of ours the kind of error and its place in the code."""
+    """The message shown to a visitor. The log never contains the message or the arguments, which could contain the
+    visitor's text: a visitor's mistake is not logged, one of ours with the type of the error and its location."""
     if isinstance(error, gr.Error):
         return html.unescape(error.message)
     if isinstance(error, OSError) and error.errno is not None:  # the system's message contains a path

@@ -22,7 +22,7 @@ import torch
 from cards import write_card
 from make_data import SEPARATOR, documents, find
 from make_messages import SPAM, filter_metrics, fit_tfidf, join_corpora, save_messages, spam_probabilities_of
-from measures import answer_rows, assistant_metrics, bits_per_byte, likeliest, stories
+from measures import answer_rows, assistant_metrics, bits_per_byte, most_likely_answers, stories
 from models import Checkpoints
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -129,7 +129,7 @@ def make_assistant(data: list[Path], work: Path) -> None:
     keep_model(run, target, "curves.png", "generation_config.json")
     model, tokenizer = Checkpoints(CHECKPOINTS).load("assistant", ScratchGPT2ForCausalLM)
     answered = answer_rows(model, tokenizer, json.loads((rows / "test.json").read_text(encoding="utf-8")))
-    samples = likeliest(model, tokenizer, SHOWN_INSTRUCTIONS)
+    samples = most_likely_answers(model, tokenizer, SHOWN_INSTRUCTIONS)
     record(target, split="test", metrics=assistant_metrics(answered), samples=samples)
     write_card(target, f"sft.py {ASSISTANT}")
 
@@ -151,7 +151,7 @@ def train_filter(data: PreparedClassification, work: Path, options: str = "") ->
 
     Before it classifies, the first blocks of the base are trained on as a language model on the training messages
     (ULMFiT's second stage, Howard and Ruder 2018, arXiv:1801.06146, section 3.2). Its tokenizer reads capitals as
-    small letters: whoever shouts is not a spammer for that, and whoever whispers may be one.
+    small letters: capital letters alone do not make a message spam, and spam is not always in capitals.
     """
     messages, first, adapted, run = (work / name for name in ("messages", "first_blocks", "adapted", "spam"))
     if not messages.is_dir():
@@ -234,7 +234,7 @@ def keep_model(run: Path, target: Path, *names: str) -> None:
 
 
 def change_config(target: Path, config: dict) -> None:
-    """Without `auto_map`: the package stands beside the Space, so that there is no second copy of its code."""
+    """Without `auto_map`: the package is part of the Space, so that there is no second copy of its code."""
     config.pop("auto_map", None)
     (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
@@ -254,7 +254,7 @@ def spam_probabilities(model, tokenizer, texts: list[str]) -> np.ndarray:
 
 
 def calibrated(target: Path, rows: list[dict]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The filter with its head divided by the temperature at which the validation messages are likeliest (Guo et al.
+    """The filter with its head divided by the temperature at which the validation messages are most likely (Guo et al.
     2017, arXiv:1706.04599), and `unsure_below` in its configuration. Written to `target`, and returned as read."""
     model, tokenizer = Checkpoints(CHECKPOINTS).load(target.name, ScratchGPT2ForSequenceClassification)
     probabilities = spam_probabilities(model, tokenizer, [row["text"] for row in rows])

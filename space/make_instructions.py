@@ -153,8 +153,8 @@ class StoryWords:
         return sorted(other for other, he in self.he_or_she.items() if (he > 0) == (self.he_or_she[name] > 0))
 
     def telling(self, story: str) -> list[str]:
-        """Words from the first half of a story, neither too rare to be learnt nor in every story; those that the story
-        uses most come first."""
+        """Words from the first half of a story that are neither too rare to be learned nor in every story, those that
+        the story uses most first."""
         counts = Counter(re.findall(WORD, story))
         early = set(re.findall(WORD, story[: len(story) // 2]))
         known = [word for word in counts if word in early and 15 <= self.stories_with[word] <= 900]

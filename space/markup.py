@@ -246,5 +246,5 @@ def weighed_words(words: Iterable[tuple[str, float]], for_it: str, against: str)
 
 
 def notice(sentence: str) -> str:
-    """One sentence beside what it is about; screen readers read it when it appears."""
+    """A one-sentence message; screen readers read it when it appears."""
     return f'<p class="notice" role="status">{escaped(sentence)}</p>' if sentence else ""

@@ -72,7 +72,7 @@ class Answered:
 
 
 def answer_rows(model, tokenizer, rows: list[dict]) -> list[Answered]:
-    """Stories are sampled, with seed 0; everything else is the likeliest answer."""
+    """Stories are sampled, with seed 0; everything else is the most likely answer."""
     answered = []
     for is_story in (True, False):
         some = [row for row in rows if (row["kind"] not in FIXED_ANSWERS) == is_story]
@@ -83,8 +83,8 @@ def answer_rows(model, tokenizer, rows: list[dict]) -> list[Answered]:
     return answered
 
 
-def likeliest(model, tokenizer, questions: Iterable[str]) -> list[tuple[str, str]]:
-    """Each question with the likeliest answer, for a card."""
+def most_likely_answers(model, tokenizer, questions: Iterable[str]) -> list[tuple[str, str]]:
+    """Each question with the most likely answer, for a card."""
     questions = list(questions)
     prompts = [encode_prompt(tokenizer, [{"role": "user", "content": text}]) for text in questions]
     found = answer(model, tokenizer, prompts, do_sample=False, max_new_tokens=300)

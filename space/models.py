@@ -88,8 +88,8 @@ class Checkpoints:
         """The model in float32 for inference, and its tokenizer with the chat template of this project.
 
         Raises FileNotFoundError for a model that is not there or may not be looked for, and ValueError for one that
-        is not a GPT-2, too large or damaged. Whoever asks for a model that is being loaded waits for that load and
-        gets its result or its error; after MAX_WAIT seconds ValueError.
+        is not a GPT-2, too large or damaged. A call for a model that is being loaded waits for it, and gets its
+        result or its error; after MAX_WAIT seconds, ValueError.
         """
         name = str(name or "").strip()
         key = (name, model_class)
@@ -203,7 +203,7 @@ def read_adapter(folder: Path, model_class: type) -> Loaded:
 
 
 def check_adapter(folder: Path, model_class: type) -> Path:
-    """The folder of its base: beside the adapter, by the last part of `base_model_name_or_path`, never a download.
+    """The folder of its base, next to the adapter: the last part of `base_model_name_or_path`; never a download.
 
     Raises ValueError for an adapter of another task or a classifier without its labels, and FileNotFoundError where
     its weights or its base are missing.
@@ -219,7 +219,7 @@ def check_adapter(folder: Path, model_class: type) -> Path:
     if not (folder / "adapter_model.safetensors").is_file() or not (base / "config.json").is_file():
         raise FileNotFoundError(
             f"The adapter {folder.name!r} needs the file adapter_model.safetensors and its base {base.name!r} in the "
-            "folder beside it."
+            "folder next to it."
         )
     check_checkpoint(base, ScratchGPT2ForCausalLM)
     return base
@@ -227,7 +227,7 @@ def check_adapter(folder: Path, model_class: type) -> Path:
 
 def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
     tokenizer = load_tokenizer(folder)
-    tokenizer.chat_template = CHAT_TEMPLATE  # never a stranger's, which is a program
+    tokenizer.chat_template = CHAT_TEMPLATE  # never the one of a checkpoint: a template is a program
     return tokenizer
 
 

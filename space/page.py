@@ -1,4 +1,4 @@
-"""The page: its tabs but for "Look inside", and what calls what."""
+"""The page: all tabs except "Look inside", and the events of their controls."""
 
 from pathlib import Path
 
@@ -83,7 +83,9 @@ def complete_tab(handlers: Handlers) -> None:
     with gr.Accordion("Model and settings", open=False):
         model = choose_model(handlers, LANGUAGE, "base")
         with gr.Row():
-            temperature = gr.Slider(0, 2, value=0.8, step=0.05, label="Temperature", info="0: always the likeliest")
+            temperature = gr.Slider(
+                0, 2, value=0.8, step=0.05, label="Temperature", info="0: always the most likely token"
+            )
             top_k = gr.Slider(0, 200, value=50, step=1, label="Top-k", info="0: all tokens")
             top_p = gr.Slider(0, 1, value=0.95, step=0.01, label="Top-p", info="1: all tokens")
         with gr.Row():
@@ -182,7 +184,7 @@ def spam_tab(handlers: Handlers) -> None:
 
 
 def honest_words(handlers: Handlers) -> str:
-    """How good the embedded spam filter is, as its card says, and a message that it gets wrong."""
+    """The quality of the embedded spam filter according to its card, and a message that it gets wrong."""
     metrics = handlers.checkpoints.facts("spam").get("metrics", {})
     found = [metrics.get(f"{corpus}_recall_at_1%") for corpus in ("sms", "india")]
     sentences = []
@@ -211,7 +213,14 @@ def file_part(handlers: Handlers, model: gr.Dropdown) -> None:
     note = gr.HTML(elem_classes="note")
     with gr.Column(visible=False) as found:
         results = gr.DownloadButton("Download the results")
-        preview = gr.Dataframe(datatype="str", interactive=False, label="First rows", max_chars=200, wrap=True)
+        preview = gr.Dataframe(
+            datatype="str",
+            interactive=False,
+            label="First rows",
+            max_chars=200,
+            wrap=True,
+            column_widths=["55%", "15%", "15%", "15%"],
+        )
     gr.on(
         [file.change, has_header.input],
         handlers.columns,

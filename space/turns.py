@@ -1,6 +1,6 @@
-"""Who computes when: long work takes the cores in turns, a tenth of a second each, so that everybody's text grows.
+"""Scheduling: long tasks share the cores in turns of a tenth of a second, so that the texts of all visitors grow.
 
-What is answered at once has a group of its own, as have downloads: neither waits behind texts.
+Short tasks and downloads have groups of their own: neither waits for long tasks.
 """
 
 import os
@@ -21,7 +21,7 @@ workers = ThreadPoolExecutor(CORES, thread_name_prefix="core")  # first come, fi
 
 def in_turns(values: Iterable) -> Iterator:
     """The first of `values`, then the latest after each turn, and the last: a page that is sent every token spends
-    more time on sending than the model on writing. Values are computed only while somebody asks for the next."""
+    more time on sending than the model on writing. Values are computed only on demand."""
     iterator = iter(values)
 
     def turn(seconds: float) -> tuple[list, bool]:

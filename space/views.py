@@ -12,7 +12,7 @@ from limits import MAX_EXPLAINED_CHARACTERS, MAX_SENTENCE_TOKENS, check_input, c
 from scratch_gpt2.inspection import attention_maps, head_ablations, logit_lens, residual_stream, show_token
 
 LENS_POSITIONS = 8
-LIKELIEST = 12
+MOST_LIKELY = 12
 SUMMARY = 5  # of them, that are shown first
 CACHE_TOKENS = 40
 TIMES = "\u00d7"
@@ -58,8 +58,8 @@ def note(sentence: Sentence) -> str:
 
 
 def overview(sentence: Sentence) -> str:
-    """The likeliest next tokens, and all steps in one line, each with its value for this sentence."""
-    config, guesses = sentence.config, likeliest(sentence)
+    """The most likely next tokens, and all steps in one line, each with its value for this sentence."""
+    config, guesses = sentence.config, most_likely(sentence)
     best, chance = guesses[0]
     answer = markup.bars([markup.Bar(*guess) for guess in guesses])
     return f"<h2>What comes next?</h2>{answer}" + markup.stations(
@@ -81,7 +81,7 @@ def next_logits(sentence: Sentence) -> torch.Tensor:
     return sentence.model(sentence.ids, use_cache=False, logits_to_keep=1).logits[:, -1].float()
 
 
-def likeliest(sentence: Sentence) -> list[tuple[str, float]]:
+def most_likely(sentence: Sentence) -> list[tuple[str, float]]:
     chances, tokens = next_logits(sentence).softmax(-1)[0].topk(SUMMARY)
     return [(show_token(sentence.tokenizer, i), p) for i, p in zip(tokens.tolist(), chances.tolist(), strict=True)]
 
@@ -110,7 +110,7 @@ def vectors(sentence: Sentence) -> str:
 
 
 def strongest_head(sentence: Sentence, layer: int) -> int:
-    """The head (from 1) of a layer without which the likeliest next token changes its probability most."""
+    """The head (from 1) of a layer whose removal changes the probability of the most likely next token most."""
     ablations = head_ablations(sentence.model, sentence.ids, layer - 1)  # (H + 1, V)
     best = ablations[0].argmax()
     return 1 + int((ablations[1:, best] - ablations[0, best]).abs().argmax())
@@ -169,13 +169,13 @@ def lens(sentence: Sentence) -> str:
 
 
 def next_token(sentence: Sentence, temperature: float, top_k: int, top_p: float) -> tuple[str, str]:
-    """Bars of the likeliest next tokens, as the model finds them and as they are drawn with these settings, and one
+    """Bars of the most likely next tokens, with their probabilities before and after these settings, and one
     sentence."""
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, repetition_penalty=1)
     logits = next_logits(sentence)
     probabilities = logits.softmax(-1)[0]
     chances = next_chances(sentence.ids, logits, sampling.processors())
-    ids = probabilities.topk(min(LIKELIEST, len(probabilities))).indices.tolist()
+    ids = probabilities.topk(min(MOST_LIKELY, len(probabilities))).indices.tolist()
     rows = [markup.Bar(show_token(sentence.tokenizer, i), chances[i].item(), probabilities[i].item()) for i in ids]
     left = int((chances > 0).sum())
     text = f"{left:,} of {len(chances):,} tokens can be drawn."

@@ -28,7 +28,7 @@ red below.
 *Why? Without the second vector, “dog bites man” and “man bites dog” would look the same to the layers.*"""
 ATTENTION = """## 3. Tokens look at each other
 In each layer several *heads* copy information from earlier tokens to later ones. Choose a head to enlarge it; hover
-over a token, or focus it, to see where it looks. The points say how much likelier the model's answer would be
+over a token, or focus it, to see where it looks. The points show how much more likely the model's answer would be
 **without** that head.
 
 *Why? It is the only step at which a token learns about others. A head that finds nothing to copy looks at the first
@@ -46,7 +46,7 @@ NEXT = """## 6. A distribution, and a draw
 Grey is what the model says, blue what is drawn from. Temperature sharpens or flattens; top-k and top-p drop what is
 unlikely.
 
-*Why? The likeliest token every time makes dull, looping texts; drawing from all of them makes nonsense.*"""
+*Why? Always taking the most likely token produces dull, looping texts; sampling from all tokens produces nonsense.*"""
 CACHE = """## 7. What it remembers
 All layers keep a key and a value for each position, so that a new token costs one position's work and not the whole
 text's.

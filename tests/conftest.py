@@ -22,10 +22,10 @@ TINY_TEXT = (
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder of real data sets that may lie beside the repository."""
+    """Folder of real datasets, if there is one next to the repository."""
     folder = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not folder.is_dir():
-        pytest.skip("the data sets of ../shared/data are not beside this repository")
+        pytest.skip("the datasets of ../shared/data are not available")
     return folder
 
 

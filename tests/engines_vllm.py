@@ -56,7 +56,7 @@ def compare(case: str, folder: Path) -> str:
     """Compare what vLLM computes; return what was found equal."""
     os.environ |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1"}
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    if case == "without the package":  # only the code beside the weights
+    if case == "without the package":  # only the code saved with the weights
         os.environ["VLLM_PLUGINS"] = ""
         sys.modules["scratch_gpt2"] = None
     expected = json.loads((folder / "expected.json").read_text())

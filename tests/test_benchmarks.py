@@ -280,7 +280,7 @@ def test_time_to_loss_finds_where_a_curve_reaches_the_reference(benchmark):
     assert time_to_loss.crossing(points, 1.9, "tokens") is None
 
 
-def test_time_to_loss_reads_the_same_windows_for_everybody(benchmark, tmp_path):
+def test_time_to_loss_reads_the_same_windows_for_all_contenders(benchmark, tmp_path):
     time_to_loss = benchmark("time_to_loss")
     (tmp_path / "text").write_text("abcdefghij" * 9 + "abcdefgabc")
     args = SimpleNamespace(text=[tmp_path / "text"], vocab_size=None, data=tmp_path, length=3, eval_tokens=6)

@@ -40,7 +40,7 @@ def fuzzed_texts(count=500):
 
 @pytest.fixture(scope="module")
 def trained_tokenizer():
-    """600 tokens learnt from the very texts that are encoded, so that merges reach far."""
+    """600 tokens trained on the texts to encode, so that there are long merges."""
     return train_tokenizer(fuzzed_texts(), 600)
 
 

@@ -133,7 +133,7 @@ def test_the_card_describes_the_run(tiny_tokenizer, tmp_path):
 
 @pytest.mark.parametrize("with_code", [True, False])
 def test_the_card_says_how_to_use_the_model(tiny_tokenizer, tmp_path, with_code):
-    """A model of the Space has no copy of the code beside it."""
+    """A model of the Space has no copy of the code in its folder."""
     config, task, auto_class = read_kind(save(tmp_path, tiny_tokenizer))
     about = ModelCardData(pipeline_tag=task)
     options = {"repo_id": "space/checkpoints/base", "auto_class": auto_class, "with_code": with_code}
@@ -312,7 +312,7 @@ def test_every_head_is_pulled_without_the_package(client, tiny_tokenizer, tmp_pa
     torch.testing.assert_close(outputs, expected, rtol=0, atol=1e-6)
 
 
-def test_a_private_model_does_not_exist_for_strangers(client, tiny_tokenizer, tmp_path):
+def test_a_private_model_does_not_exist_for_other_accounts(client, tiny_tokenizer, tmp_path):
     push(save(tmp_path / "model", tiny_tokenizer), "alice/secret", private=True)
     code = (
         "import transformers\ntry:\n    transformers.AutoConfig.from_pretrained('alice/secret')"

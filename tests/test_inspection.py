@@ -1,4 +1,4 @@
-"""Attributions: literal values for models worked out by hand, and a trained classifier beside occlusion."""
+"""Attributions: literal values for models computed by hand, and a trained classifier compared with occlusion."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Metrics beside values worked out by hand and those that the documentation of evaluate's metrics gives."""
+"""Metrics compared with values computed by hand and with the examples in evaluate's documentation."""
 
 import math
 import socket

@@ -25,14 +25,14 @@ def test_loss_equals_the_models():
     assert loss.item() == pytest.approx(model(ids, labels=ids).loss.item(), rel=1e-6)
 
 
-def test_likeliest_tokens_equal_greedy_generation():
+def test_most_likely_tokens_equal_greedy_generation():
     model, ids = tiny_model(eos_token_id=None), random_ids(2, 5)
     drawn = sample(model.state_dict(), ids, n_head=4, steps=12, top_k=1)
     assert drawn.tolist() == model.generate(ids, max_new_tokens=12, do_sample=False).tolist()
 
 
 def test_samples_follow_the_temperature_and_top_k():
-    """The next token of 4,000 equal rows, against the probabilities of the two likeliest tokens."""
+    """The next token of 4,000 equal rows, against the probabilities of the two most likely tokens."""
     model, ids = tiny_model(), random_ids(1, 5)
     logits = model(ids).logits[0, -1]
     values, tokens = (logits / 2).topk(2)

@@ -92,7 +92,7 @@ def test_the_config_is_known(checkpoints):
 
 @pytest.mark.parametrize("auto_class", HEADS)
 def test_every_auto_class_builds_and_loads_its_head(auto_class, checkpoints, tiny_tokenizer):
-    """From the own checkpoint and from a language model's, and our code rather than the copy beside the weights."""
+    """From its own checkpoint and a language model's, with our code instead of the copy saved with the weights."""
     auto, head = getattr(transformers, auto_class), getattr(scratch_gpt2, HEADS[auto_class])
     assert type(auto.from_config(make_config(tiny_tokenizer))) is head
     assert type(auto.from_pretrained(checkpoints / auto_class)) is head

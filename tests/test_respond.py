@@ -190,7 +190,7 @@ def test_answers_do_not_depend_on_the_batch(pair, tiny_tokenizer, batch_size):
 
 @torch.no_grad()
 def greedy(model, ids, number, eos):
-    """The likeliest tokens one by one, without padding or cache."""
+    """The most likely tokens one by one, without padding or cache."""
     ids = list(ids)
     start = len(ids)
     while len(ids) < start + number:

@@ -66,15 +66,15 @@ def browser():
 def visit(browser, address, width=1280, height=800, theme="light"):
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=theme)
     page.set_default_timeout(PATIENCE)
-    page.strangers, page.shot = set(), f"{theme}-{width}"
-    page.on("request", lambda request: page.strangers.add(urlparse(request.url).hostname))
+    page.hosts, page.shot = set(), f"{theme}-{width}"
+    page.on("request", lambda request: page.hosts.add(urlparse(request.url).hostname))
     page.goto(f"{address}?__theme={theme}")
     page.get_by_role("tab", name="Look inside").wait_for()
     return page
 
 
 def leave(page) -> None:
-    assert page.strangers <= {"127.0.0.1", "localhost", None, ""}, "the page has asked other servers"
+    assert page.hosts <= {"127.0.0.1", "localhost", None, ""}, "the page has sent requests to other servers"
     assert page.title() != "broken"
     page.close()
 

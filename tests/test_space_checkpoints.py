@@ -17,7 +17,7 @@ from make_checkpoints import spam_results
 from make_data import documents, split_children
 from make_instructions import instruction_rows
 from make_messages import join_corpora
-from measures import answer_rows, assistant_metrics, bits_per_byte, likeliest, stories
+from measures import answer_rows, assistant_metrics, bits_per_byte, most_likely_answers, stories
 from models import EMBEDDED, EMBEDDED_FOLDER, Checkpoints
 from page import honest_words
 
@@ -120,7 +120,7 @@ def test_the_assistant_does_its_job_as_well_as_its_card_says(checkpoints, folder
 
 def test_the_assistant_answers_as_its_card_says(checkpoints):
     questions = dict(sample for sample in recorded("assistant")["samples"] if "\n" not in sample[0])
-    found = dict(likeliest(*checkpoints.load("assistant", ScratchGPT2ForCausalLM), questions))
+    found = dict(most_likely_answers(*checkpoints.load("assistant", ScratchGPT2ForCausalLM), questions))
     differing = [text for text, answer in questions.items() if found[text] != answer]
     assert len(differing) < 2 <= len(questions)  # two tokens may be so close that another processor takes the other
 

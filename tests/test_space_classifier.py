@@ -36,7 +36,7 @@ def test_the_verdict_comes_without_the_words(checkpoints, monkeypatch):
 @pytest.mark.parametrize(
     ("p", "expected"),
     [
-        (0.79, "Unsure: spam is likelier, with a probability of only 79%."),
+        (0.79, "Unsure: spam is more likely, with a probability of only 79%."),
         (0.81, "Spam, with a probability of 81.0%."),
         (0.1, "Not spam, with a probability of 90.0%."),
     ],

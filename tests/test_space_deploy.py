@@ -70,8 +70,8 @@ def test_nothing_else_is_uploaded(space_copy):
             file = space_copy / folder / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text("HF_TOKEN=x")
-    strangers = set(deploy.files_to_upload()) - expected
-    assert strangers <= {  # a model below checkpoints/, as far as it can be told
+    unexpected = set(deploy.files_to_upload()) - expected
+    assert unexpected <= {  # a model below checkpoints/, as far as it can be told
         "checkpoints/runs/sft/model.safetensors",
         "checkpoints/base/runs/sft/model.safetensors",
     }

@@ -53,7 +53,7 @@ def test_local_models_stay_below_their_folder(folder, tmp_path):
 
 @pytest.fixture
 def adapters(folder, tmp_path, tiny_tokenizer):
-    """The base beside adapters as they are trained, from a path that is not there any more."""
+    """The base next to trained adapters whose base_model_name_or_path no longer exists."""
     shutil.copytree(folder / "base", tmp_path / "base")
     for name, task_type in (("assistant", "CAUSAL_LM"), ("spam", "SEQ_CLS")):
         model_class = models.EMBEDDED[name]
@@ -91,8 +91,8 @@ def test_adapters_are_merged_into_the_base_beside_them(adapters, monkeypatch):
     assert set(desk.classify("spam", SENTENCE)[0]) == {"not spam", "spam"}
 
 
-def test_one_visitors_download_keeps_nobody_else_waiting(folder, monkeypatch):
-    """Whoever asks for the same model waits for that load, and gets its result or its error."""
+def test_a_download_does_not_block_other_visitors(folder, monkeypatch):
+    """Calls for the same model wait for the download, and get its result or its error."""
     checkpoints, reading, waiting, may_end = models.Checkpoints(folder), Event(), Event(), Event()
     original, original_wait = checkpoints.find, models.wait
 
@@ -129,7 +129,7 @@ def test_one_visitors_download_keeps_nobody_else_waiting(folder, monkeypatch):
         checkpoints.load("nobody/nothing", LANGUAGE)
 
 
-def test_nobody_waits_for_a_load_without_end(folder, monkeypatch):
+def test_waiting_for_a_load_times_out(folder, monkeypatch):
     checkpoints, reading, may_end = models.Checkpoints(folder), Event(), Event()
     original = checkpoints.find
     monkeypatch.setattr(models, "MAX_WAIT", 0.1)
@@ -154,7 +154,7 @@ def test_models_that_are_read_at_the_same_time_keep_their_weights(folder):
             assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr()
 
 
-def test_embedded_models_are_loaded_before_anybody_comes(folder):
+def test_embedded_models_are_preloaded(folder):
     checkpoints = models.Checkpoints(folder)
     checkpoints.preload()
     assert set(checkpoints.loaded) == set(models.EMBEDDED.items())
@@ -177,9 +177,8 @@ def test_an_adapter_that_does_not_fit_is_refused(adapters):
     ScratchGPT2ForCausalLM(config).save_pretrained(adapters / "base")
     assert message("assistant", LANGUAGE) == "The adapter 'assistant' does not fit its base 'base'; choose another."
     shutil.rmtree(adapters / "base")
-    expected = (
-        "The adapter 'assistant' needs the file adapter_model.safetensors and its base 'base' in the folder beside it."
-    )
+    expected = "The adapter 'assistant' needs the file adapter_model.safetensors and its base 'base' in the folder "
+    expected += "next to it."
     assert message("assistant", LANGUAGE) == expected
 
 

@@ -51,7 +51,7 @@ def client(address):
 
 @pytest.fixture
 def endless(monkeypatch):
-    """Texts that end only when nobody asks for more, at 20 tokens a second: their tokens, and which have ended."""
+    """Texts that end only when their generator is closed, at 20 tokens per second; logs tokens, starts and ends."""
     original, log = generation.write, SimpleNamespace(begun=[], steps=[], ended=[])
 
     def write(model, ids, sampling, begun=()):
@@ -72,7 +72,7 @@ def endless(monkeypatch):
 def wait_until(condition, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.05)
 
 

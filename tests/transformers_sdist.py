@@ -70,7 +70,7 @@ class _NoMarks:
 
 
 def load_tests(*names):
-    """Import modules of the sdist's `tests` folder, as a package of its own beside this project's tests.
+    """Import modules of the sdist's `tests` folder, as a package separate from this project's tests.
 
     Raises `SdistUnavailable` where the package index is out of reach.
     """

@@ -117,7 +117,7 @@ def adapter_config(name: str, hub: dict) -> dict | None:
 
 
 def load_tokenizer_of(model_name: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer beside a model; for an adapter without one, that of its base."""
+    """Load the tokenizer saved with a model; for an adapter without one, that of its base."""
     try:
         return load_tokenizer(model_name)
     except FileNotFoundError:

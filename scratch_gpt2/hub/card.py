@@ -87,7 +87,7 @@ def render_card(
         notes: Markdown to insert after the introduction.
         repo_id, auto_class: the model to load, and the class to load it with. Without `repo_id`, the section on using
             the model is left out.
-        with_code: whether the model's code lies beside it, so that it can be loaded without the package.
+        with_code: whether the model's code is saved with it, so that it can be loaded without the package.
     """
     targets = config.get("target_modules") or []
     has_labels = "Classification" in (config.get("architectures") or [""])[0]

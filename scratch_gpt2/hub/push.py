@@ -112,7 +112,7 @@ def files_to_push(folder: Path, base: str | None = None) -> dict[str, Path | byt
         files = {name: files[name] for name in files if not fnmatch.fnmatch(name, "model*") and name != "config.json"}
         config["base_model_name_or_path"] = adapter_base(config, base)
         return files | {"adapter_config.json": json_bytes(config)}
-    # A checkpoint loaded from the Hub refers to the code there, although its own copy is saved beside it.
+    # A checkpoint loaded from the Hub refers to the code there, although its own copy is saved with it.
     auto_map = {name: target.rpartition("--")[2] for name, target in (config.get("auto_map") or {}).items()}
     if not has_own_code(folder, auto_map):
         package = Path(scratch_gpt2.__file__).parent

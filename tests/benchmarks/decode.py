@@ -1,10 +1,10 @@
-"""Speed of generation with GPT-2 124M, beside transformers, CTranslate2, onnxruntime, OpenVINO and llama.cpp.
+"""Speed of generation with GPT-2 124M, compared with transformers, CTranslate2, onnxruntime, OpenVINO and llama.cpp.
 
     python tests/benchmarks/decode.py
     python tests/benchmarks/decode.py --batch 8 --rounds 5 --json
     python tests/benchmarks/decode.py --prompt 900     # a long context
     python tests/benchmarks/decode.py --prompt 512 --new_tokens 1      # prefill
-    python tests/benchmarks/decode.py --contenders "scratch_gpt2 int8" "llama.cpp Q8_0"     # beside transformers
+    python tests/benchmarks/decode.py --contenders "scratch_gpt2 int8" "llama.cpp Q8_0"     # and transformers
     python tests/benchmarks/decode.py --static --batch 8 --new_tokens 256      # for a GPU
     python tests/benchmarks/decode.py --preset tiny --new_tokens 4     # to see whether it works
 

@@ -1,4 +1,4 @@
-"""How the time and memory of GPT-2 124M grow with the length of the text, beside transformers' GPT-2.
+"""How the time and memory of GPT-2 124M grow with the length of the text, compared with transformers' GPT-2.
 
     python tests/benchmarks/growth.py --output growth.png
     python tests/benchmarks/growth.py --lengths 128 256 512 --new_tokens 1 64 256 --rounds 3 --json
@@ -7,7 +7,7 @@ Measures, in float32 and with the same random weights, a training step (forward,
 tokens, and the greedy generation of N tokens, also after `optimize_for_inference`. Each model and length has a process
 of its own, in turns, and the benchmark fails if losses or tokens differ. Memory is the peak of the process during the
 steps or the generation. All processes keep the memory that they free (`keep_freed_memory`). `--output` draws the
-medians into a PNG file and writes them into a JSON file beside it.
+medians into a PNG file and writes them into a JSON file next to it.
 """
 
 import argparse

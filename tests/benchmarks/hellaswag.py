@@ -1,4 +1,4 @@
-"""Speed of scoring HellaSwag, beside a plain loop and the four-row batch of build-nanogpt's script.
+"""Speed of scoring HellaSwag, compared with a plain loop and the four-row batch of build-nanogpt's script.
 
     python tests/benchmarks/hellaswag.py --data hellaswag_val.jsonl
     python tests/benchmarks/hellaswag.py --data hellaswag_val.jsonl --examples 200 --rounds 5 --json

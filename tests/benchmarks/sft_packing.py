@@ -1,4 +1,4 @@
-"""Instruction tuning on packed rows, beside padded ones and beside TRL's SFTTrainer on transformers' GPT-2.
+"""Instruction tuning on packed rows, compared with padded ones and with TRL's SFTTrainer on transformers' GPT-2.
 
     python tests/benchmarks/sft_packing.py --data alpaca_data.json
     python tests/benchmarks/sft_packing.py --data alpaca_data.json --tokenizer tiktoken:gpt2 --conversations 48 \\

@@ -1,4 +1,4 @@
-"""The Space's spam filter over several seeds, beside TF-IDF with logistic regression on the same messages.
+"""The Space's spam filter over several seeds, compared with TF-IDF with logistic regression on the same messages.
 
     python tests/benchmarks/spam_filter.py --sms SMSSpamCollection --india india.tsv --json spam_filter.json
     python tests/benchmarks/spam_filter.py --sms SMSSpamCollection --india india.tsv --train_on sms

@@ -347,7 +347,7 @@ def main():
     parser.add_argument("--n_embd", type=int, default=128)
     parser.add_argument("--eval_tokens", type=int, default=32_768)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", help="PNG file for the curves; their numbers are written beside it")
+    parser.add_argument("--output", help="PNG file for the curves; their numbers are written next to it")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     for hidden in ("--only", "--data"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)

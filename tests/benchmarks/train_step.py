@@ -1,4 +1,4 @@
-"""Time and memory of a training step of GPT-2 124M, beside transformers' GPT-2 (and nanoGPT's).
+"""Time and memory of a training step of GPT-2 124M, compared with transformers' GPT-2 (and nanoGPT's).
 
     python tests/benchmarks/train_step.py
     python tests/benchmarks/train_step.py --batch 1 --length 256 --dtype float32 --json
