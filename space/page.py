@@ -219,7 +219,7 @@ def file_part(handlers: Handlers, model: gr.Dropdown) -> None:
             label="First rows",
             max_chars=200,
             wrap=True,
-            column_widths=["55%", "15%", "15%", "15%"],
+            column_widths=["420px", "100px", "120px", "220px"],
         )
     gr.on(
         [file.change, has_header.input],

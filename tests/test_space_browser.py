@@ -330,8 +330,8 @@ def test_a_text_grows_in_place_and_continues_with_an_alternative(page, endless):
     tokens.nth(3).click()
     kept = [tokens.nth(n).inner_text() for n in range(3)]
     page.locator(".popover button.bar").first.click()
-    wait_until(lambda: len(endless.begun) == 2 and tokens.count() > 6)
-    assert popover.count() == 0 and [tokens.nth(n).inner_text() for n in range(3)] == kept
+    wait_until(lambda: len(endless.begun) == 2 and popover.count() == 0 and tokens.count() > 6)
+    assert [tokens.nth(n).inner_text() for n in range(3)] == kept
     stop(page)
     wait_until(lambda: len(endless.ended) == 2)
 
