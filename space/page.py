@@ -219,7 +219,7 @@ def file_part(handlers: Handlers, model: gr.Dropdown) -> None:
             label="First rows",
             max_chars=200,
             wrap=True,
-            column_widths=["420px", "100px", "120px", "220px"],
+            column_widths=["40%", "20%", "22%", "18%"],
         )
     gr.on(
         [file.change, has_header.input],
