@@ -275,7 +275,8 @@ def training_arguments(arguments: Arguments, batch_size: int) -> TrainingArgumen
         bf16=fast_bfloat16,  # autocast; the weights stay float32
         use_cpu=not on_gpu and fast_bfloat16,
         dataloader_pin_memory=on_gpu,
-        logging_steps=0.05,
+        logging_steps=0.02,
+        logging_first_step=True,
         eval_strategy="steps",
         eval_steps=0.3,
         prediction_loss_only=True,
