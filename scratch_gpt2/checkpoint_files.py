@@ -322,7 +322,7 @@ def reading_checkpoint(name_or_path, hub_kwargs: dict):
 @contextmanager
 def reports_kept_back():
     """The library's reports on a checkpoint come after its errors: not at all, if there is one."""
-    reports: list[logging.LogRecord] = []
+    reports = []
 
     def keep_back(record: logging.LogRecord) -> bool:
         is_report = "LOAD REPORT" in record.getMessage()

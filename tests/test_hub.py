@@ -14,6 +14,7 @@ import torch
 from hub_server import LoopbackHub
 from huggingface_hub import ModelCard, ModelCardData, constants, hf_api
 from model_fixtures import fill
+from safetensors.torch import load_file, save_file
 from test_registration import HEADS, make_config, output_of
 from transformers import TrainingArguments
 from warm_python import run_python
@@ -335,6 +336,16 @@ def test_the_script_checks_the_pushed_model(hub, tiny_tokenizer, tmp_path):
     card = ModelCard(hub.repositories["alice/cat"].commits[-1].files["README.md"].decode())
     assert card.data.license == "mit"
     assert TOKEN not in result.stdout + result.stderr
+
+
+def test_a_model_that_computes_no_numbers_is_not_pushed(hub, tiny_tokenizer, tmp_path):
+    folder = save(tmp_path / "model", tiny_tokenizer)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    result = run_script(hub, tmp_path, "push_to_hub.py", "--folder", folder, "--repo_id", "cat", "--license", "mit")
+    assert result.returncode == 1 and hub.repositories == {}
+    assert result.stderr.endswith(f"error: {folder} has weights that are not finite; push an earlier checkpoint.\n")
 
 
 def test_an_adapter_is_pushed_as_an_adapter(client, tiny_tokenizer, tmp_path, monkeypatch):

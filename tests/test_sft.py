@@ -410,7 +410,7 @@ def test_smoke(tmp_path, capsys):
     ("options", "message"),
     [
         ({"--data": "MISSING"}, r"missing\.json"),
-        ({"--model": "NOTHING"}, r"'.*nothing'"),
+        ({"--model": "NOTHING"}, r"nothing does not exist; give an existing folder or a Hub id"),
         ({"--max_length": 193}, r"max_length is 193, but the model has 192 positions"),
         ({"--max_length": 5}, r"No answer begins within max_length 5"),
         ({"--max_length": -3}, r"max_length is -3 but must be at least 1"),
