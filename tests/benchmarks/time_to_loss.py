@@ -4,16 +4,20 @@
     python tests/benchmarks/time_to_loss.py --text books/*.txt --vocab_size 4096 --length 128 --reference run_clm \\
         --shares 0.25 --output run_clm.png
 
-Without `--vocab_size` every character is a token, and the first 90% of the text are for training, as nanoGPT splits
+Without `--vocab_size` every character is a token, and the first 90% of each text are for training, as nanoGPT splits
 Tiny Shakespeare (its data/shakespeare_char/prepare.py downloads the text). The reference runs first, with the settings
-of its own README or script. Each of our contenders then runs with a share of the reference's CPU time (for nanoGPT) or
-tokens (for run_clm), with a learning rate schedule of that length. All models have the same size, and the loss is that
-of the same held-out windows, each position predicted once. Evaluations are not part of the measured time.
+of its own README or script. Each contender then runs with a share of the reference's CPU time (for nanoGPT) or tokens
+(for run_clm), with a learning rate schedule of that length. All models have the same size, and the loss is that of the
+same held-out windows, each position predicted once. Evaluations are not part of the measured time.
+
+AdamW and Muon are tuned alike before that: five learning rates, then three batch sizes, each in a run with
+`--tuning_share` of the reference's cost. These runs see neither the held-out text nor the end of the training text,
+which decides between them.
 
 - nanogpt: train.py as it is, with the options that the README gives for a CPU. Only the seed is
   changed, and train.py's own evaluations are left out.
 - run_clm: transformers' GPT-2 in Trainer with the defaults of examples/pytorch/language-modeling/run_clm.py.
-- transformers: transformers' GPT-2 in Trainer with the settings of adamw.
+- transformers: transformers' GPT-2 in Trainer with the settings that were chosen for adamw.
 - adamw, muon: our model with `PretrainingTrainer`.
 
 Each contender has a process of its own, and all keep the memory that they free (`keep_freed_memory`). On a busy
@@ -39,14 +43,16 @@ NANOGPT_OPTIONS = "--device=cpu --compile=False --eval_iters=1 --log_interval=10
 NANOGPT_OPTIONS += " --n_layer=4 --n_head=4 --n_embd=128 --dropout=0.0 --eval_interval=1000000"
 NANOGPT_ROWS = 12
 
-ADAMW = {"rows": 24, "learning_rate": 4e-3, "adam_beta2": 0.99, "weight_decay": 0.1, "warmup_steps": 0.05}
+ADAMW = {"adam_beta2": 0.99, "weight_decay": 0.1, "warmup_steps": 0.05}
+LEARNING_RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
+ROWS = (12, 24, 48)
 CONTENDERS = {
     "nanogpt": {"rows": NANOGPT_ROWS},
     # TrainingArguments' defaults, which run_clm.py does not change; GPT2Config has a dropout of 0.1.
     "run_clm": {"rows": 8, "learning_rate": 5e-5, "dropout": 0.1, "epochs": 3},
     "transformers": ADAMW,
     "adamw": ADAMW,
-    "muon": {"rows": 32, "learning_rate": 2e-2, "adam_beta2": 0.95, "weight_decay": 0.1, "warmup_steps": 0.05},
+    "muon": ADAMW | {"adam_beta2": 0.95},
 }
 CALIBRATION_STEPS = 24
 POINTS = 12
@@ -55,10 +61,10 @@ POINTS = 12
 class Meter:
     """Counts steps, and evaluates after some of them, outside of the measured time."""
 
-    def __init__(self, inputs, targets, steps: int, tokens_per_step: int):
+    def __init__(self, inputs, targets, steps: int, tokens_per_step: int, points: int):
         self.inputs, self.targets = inputs, targets  # both (windows, length)
         self.tokens_per_step = tokens_per_step
-        self.due = {round(steps * (i + 1) / POINTS) for i in range(POINTS)} | {1}
+        self.due = {round(steps * (i + 1) / points) for i in range(points)} | {1}
         self.points = []
         self.steps = 0
 
@@ -91,21 +97,29 @@ def held_out_loss(model, logits_of, inputs, targets) -> float:
 
 
 def read_tokens(args, folder: Path) -> int:
-    """Write train.bin and val.bin, both of uint16, and return the number of different tokens."""
+    """Write train.bin and val.bin, both of uint16, for the comparison and for tuning; return the vocabulary's size.
+
+    nanoGPT splits after 90% of its text. Several texts are split there each, so that both parts are of the same kind.
+    """
     import numpy as np
 
-    text = "".join(Path(file).read_text(encoding="utf-8") for file in args.text)
-    parts = {"train": text[: int(0.9 * len(text))], "val": text[int(0.9 * len(text)) :]}
+    texts = [Path(file).read_text(encoding="utf-8") for file in args.text]
+
+    def part(start: float, end: float) -> str:
+        return "".join(text[int(start * len(text)) : int(end * len(text))] for text in texts)
+
+    parts = {"train": part(0, 0.9), "val": part(0.9, 1), "tuning/train": part(0, 0.81), "tuning/val": part(0.81, 0.9)}
     if args.vocab_size:
         from scratch_gpt2.tokenization import train_tokenizer
 
         tokenizer = train_tokenizer([parts["train"]], args.vocab_size)
-        ids = {name: tokenizer(part, verbose=False).input_ids for name, part in parts.items()}
+        ids = {name: tokenizer(text, verbose=False).input_ids for name, text in parts.items()}
         size = len(tokenizer)
     else:
-        numbers = {character: i for i, character in enumerate(sorted(set(text)))}
-        ids = {name: [numbers[character] for character in part] for name, part in parts.items()}
+        numbers = {character: i for i, character in enumerate(sorted(set("".join(texts))))}
+        ids = {name: [numbers[character] for character in text] for name, text in parts.items()}
         size = len(numbers)
+    (folder / "tuning").mkdir()
     for name, values in ids.items():
         np.array(values, dtype=np.uint16).tofile(folder / f"{name}.bin")
     return size
@@ -138,7 +152,7 @@ def run_nanogpt(args, seed: int, steps: int) -> list[dict]:
     """nanoGPT's train.py on our split, in a folder of links to the checkout: it reads files of the working folder."""
     import torch
 
-    meter = Meter(*held_out_windows(args), steps, NANOGPT_ROWS * args.length)
+    meter = Meter(*held_out_windows(args), steps, NANOGPT_ROWS * args.length, args.points)
     with tempfile.TemporaryDirectory() as folder:
         for entry in Path(args.nanogpt).resolve().iterdir():
             if entry.name != "data":
@@ -178,10 +192,10 @@ def run_trainer(args, seed: int, steps: int) -> list[dict]:
     """One of the contenders that train with transformers' Trainer, or with ours, which is a subclass."""
     from transformers import Trainer, TrainerCallback, set_seed
 
-    settings = dict(CONTENDERS[args.only])
+    settings = CONTENDERS[args.only] | json.loads(args.tuned)
     rows, dropout = settings.pop("rows"), settings.pop("dropout", 0.0)
     settings.pop("epochs", None)
-    meter = Meter(*held_out_windows(args), steps, rows * args.length)
+    meter = Meter(*held_out_windows(args), steps, rows * args.length, args.points)
     set_seed(seed)
     model = new_model(args, dropout)
 
@@ -228,11 +242,12 @@ def new_model(args, dropout: float):
     return ScratchGPT2ForCausalLM(ScratchGPT2Config(**sizes))
 
 
-def child(args, name: str, steps: int, seeds: list[int], data: str) -> list[dict]:
+def child(args, name: str, steps: int, data: Path, seeds=(0,), tuned: dict | None = None, points=1) -> list[dict]:
     """One contender in a process of its own, once with each seed."""
-    command = [sys.executable, __file__, *sys.argv[1:], "--only", name, "--data", data, "--steps", str(steps)]
-    command += ["--tokens_known", str(args.tokens_known), "--seeds", *map(str, seeds)]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    command = [sys.executable, __file__, *sys.argv[1:], "--only", name, "--data", str(data), "--steps", str(steps)]
+    command += ["--tokens_known", str(args.tokens_known), "--tuned", json.dumps(tuned or {})]
+    command += ["--points", str(points), "--seeds"]
+    output = subprocess.run([*command, *map(str, seeds)], check=True, stdout=subprocess.PIPE, text=True).stdout
     return [json.loads(line) for line in output.splitlines() if line.startswith('{"seed"')]
 
 
@@ -240,25 +255,55 @@ def median_end(runs: list[dict], quantity: str) -> float:
     return statistics.median(run["points"][-1][quantity] for run in runs)
 
 
-def compare(args, data: str) -> list[dict]:
+def steps_within(args, name: str, tuned: dict, budget: float, data: Path) -> int:
+    """The steps that cost `budget`: seconds of CPU beside nanoGPT, measured in a short run, and tokens beside run_clm."""
+    per_step = tuned["rows"] * args.length
+    if args.reference == "nanogpt":
+        points = child(args, name, CALIBRATION_STEPS, data, tuned=tuned)[0]["points"]
+        first, last = points[0], points[-1]
+        per_step = (last["cpu_seconds"] - first["cpu_seconds"]) / (last["step"] - first["step"])
+    return max(1, int(budget / per_step))
+
+
+def tune(args, name: str, budget: float, data: Path) -> dict:
+    """The learning rate, then the batch size, with the smallest loss at the end of the training text."""
+    best = {"rows": ROWS[1], "learning_rate": LEARNING_RATES[0]}
+    losses = {}
+
+    def loss_with(**changes) -> float:
+        tuned = best | changes
+        key = f"{tuned['learning_rate']:g}, {tuned['rows']} rows"
+        if key not in losses:
+            steps = steps_within(args, name, tuned, budget, data / "tuning")
+            losses[key] = child(args, name, steps, data / "tuning", tuned=tuned)[0]["points"][-1]["loss"]
+            print(f"tuning {name}: {key}: {losses[key]:.3f}", file=sys.stderr, flush=True)
+        return losses[key]
+
+    best["learning_rate"] = min(LEARNING_RATES, key=lambda rate: loss_with(learning_rate=rate))
+    best["rows"] = min(ROWS, key=lambda rows: loss_with(rows=rows))
+    return best | {"losses": losses}
+
+
+def compare(args, data: Path) -> list[dict]:
     """All runs. The steps of ours follow from the reference's CPU time, or from its tokens for run_clm."""
-    tokens = Path(data, "train.bin").stat().st_size // 2
+    tokens = (data / "train.bin").stat().st_size // 2
     steps = args.steps
     if args.reference == "run_clm" and steps is None:
         steps = math.ceil(CONTENDERS["run_clm"]["epochs"] * tokens / args.length / CONTENDERS["run_clm"]["rows"])
     rows = [{"contender": args.reference, "share": 1.0, "runs": []}]
-    rows[0]["runs"] = child(args, args.reference, steps or 2000, args.seeds, data)
+    rows[0]["runs"] = child(args, args.reference, steps or 2000, data, args.seeds, points=POINTS)
     report(rows[-1:], rows[0])
+    budget = median_end(rows[0]["runs"], "cpu_seconds" if args.reference == "nanogpt" else "tokens")
+    tuned = {}
     for name in args.contenders:
-        per_step = CONTENDERS[name]["rows"] * args.length
-        budget = median_end(rows[0]["runs"], "tokens")
-        if args.reference == "nanogpt":
-            budget = median_end(rows[0]["runs"], "cpu_seconds")
-            first, last = (child(args, name, CALIBRATION_STEPS, [0], data)[0]["points"][i] for i in (0, -1))
-            per_step = (last["cpu_seconds"] - first["cpu_seconds"]) / (last["step"] - first["step"])
+        recipe = "adamw" if name == "transformers" else name
+        if recipe not in tuned:
+            tuned[recipe] = tune(args, recipe, args.tuning_share * budget, data)
+        settings = {key: tuned[recipe][key] for key in ("rows", "learning_rate")}
         for share in args.shares:
-            runs = child(args, name, max(1, int(share * budget / per_step)), args.seeds, data)
-            rows.append({"contender": name, "share": share, "runs": runs})
+            steps = steps_within(args, name, settings, share * budget, data)
+            runs = child(args, name, steps, data, args.seeds, settings, points=POINTS)
+            rows.append({"contender": name, "share": share, "tuned": tuned[recipe], "runs": runs})
             report(rows[-1:], rows[0])
     return rows
 
@@ -338,6 +383,7 @@ def main():
     parser.add_argument("--reference", choices=("nanogpt", "run_clm"), default="nanogpt")
     parser.add_argument("--contenders", nargs="*", choices=CONTENDERS, default=["transformers", "adamw", "muon"])
     parser.add_argument("--shares", type=float, nargs="+", default=[1.0, 0.33], help="of the reference's cost")
+    parser.add_argument("--tuning_share", type=float, default=0.33, help="of the reference's cost, for each tuning run")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="of the reference; 2,000 for nanogpt and 3 epochs for run_clm")
     parser.add_argument("--nanogpt", help="a checkout of karpathy/nanoGPT")
@@ -349,9 +395,10 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", help="PNG file for the curves; their numbers are written next to it")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    for hidden in ("--only", "--data"):
+    for hidden in ("--only", "--data", "--tuned"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
-    parser.add_argument("--tokens_known", type=int, help=argparse.SUPPRESS)
+    for hidden in ("--tokens_known", "--points"):
+        parser.add_argument(hidden, type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     sizes = {"length": 64, "n_layer": 4, "n_head": 4, "n_embd": 128, "vocab_size": None}
     if args.reference == "nanogpt" and any(getattr(args, name) != value for name, value in sizes.items()):
@@ -365,7 +412,7 @@ def main():
         return
     with tempfile.TemporaryDirectory() as data:
         args.tokens_known = read_tokens(args, Path(data))
-        rows = compare(args, data)
+        rows = compare(args, Path(data))
     if args.output:
         draw(rows, args.output)
     if args.json:
