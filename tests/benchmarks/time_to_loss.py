@@ -36,6 +36,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 # The README's options for a CPU, without its evaluations.
@@ -153,6 +154,7 @@ def run_nanogpt(args, seed: int, steps: int) -> list[dict]:
     import torch
 
     meter = Meter(*held_out_windows(args), steps, NANOGPT_ROWS * args.length, args.points)
+    before = os.getcwd()
     with tempfile.TemporaryDirectory() as folder:
         for entry in Path(args.nanogpt).resolve().iterdir():
             if entry.name != "data":
@@ -184,7 +186,7 @@ def run_nanogpt(args, seed: int, steps: int) -> list[dict]:
         finally:
             torch.manual_seed = seeded
             sys.path.remove(folder)
-            os.chdir("/")
+            os.chdir(before)
     return meter.points
 
 
@@ -256,7 +258,7 @@ def median_end(runs: list[dict], quantity: str) -> float:
 
 
 def steps_within(args, name: str, tuned: dict, budget: float, data: Path) -> int:
-    """The steps that cost `budget`: seconds of CPU beside nanoGPT, measured in a short run, and tokens beside run_clm."""
+    """The steps that cost `budget`: tokens, or beside nanoGPT seconds of CPU, which a short run measures."""
     per_step = tuned["rows"] * args.length
     if args.reference == "nanogpt":
         points = child(args, name, CALIBRATION_STEPS, data, tuned=tuned)[0]["points"]
@@ -284,16 +286,15 @@ def tune(args, name: str, budget: float, data: Path) -> dict:
     return best | {"losses": losses}
 
 
-def compare(args, data: Path) -> list[dict]:
-    """All runs. The steps of ours follow from the reference's CPU time, or from its tokens for run_clm."""
+def compare(args, data: Path) -> Iterator[dict]:
+    """The reference, then the others, with shares of its CPU time or, beside run_clm, of its tokens."""
     tokens = (data / "train.bin").stat().st_size // 2
     steps = args.steps
     if args.reference == "run_clm" and steps is None:
         steps = math.ceil(CONTENDERS["run_clm"]["epochs"] * tokens / args.length / CONTENDERS["run_clm"]["rows"])
-    rows = [{"contender": args.reference, "share": 1.0, "runs": []}]
-    rows[0]["runs"] = child(args, args.reference, steps or 2000, data, args.seeds, points=POINTS)
-    report(rows[-1:], rows[0])
-    budget = median_end(rows[0]["runs"], "cpu_seconds" if args.reference == "nanogpt" else "tokens")
+    runs = child(args, args.reference, steps or 2000, data, args.seeds, points=POINTS)
+    yield {"contender": args.reference, "share": 1.0, "runs": runs}
+    budget = median_end(runs, "cpu_seconds" if args.reference == "nanogpt" else "tokens")
     tuned = {}
     for name in args.contenders:
         recipe = "adamw" if name == "transformers" else name
@@ -303,9 +304,7 @@ def compare(args, data: Path) -> list[dict]:
         for share in args.shares:
             steps = steps_within(args, name, settings, share * budget, data)
             runs = child(args, name, steps, data, args.seeds, settings, points=POINTS)
-            rows.append({"contender": name, "share": share, "tuned": tuned[recipe], "runs": runs})
-            report(rows[-1:], rows[0])
-    return rows
+            yield {"contender": name, "share": share, "tuned": tuned[recipe], "runs": runs}
 
 
 def crossing(points: list[dict], loss: float, quantity: str) -> float | None:
@@ -331,17 +330,16 @@ def summarise(row: dict, reference: dict) -> dict:
     return result
 
 
-def report(rows: list[dict], reference: dict) -> None:
-    for row in rows:
-        one = summarise(row, reference)
-        cost = ", ".join(f"{value:.2f} of its {name}" for name, value in one["to_reference"].items())
-        print(
-            f"{one['contender']:<13}{one['share']:>6.2f}{one['tokens']:>12,.0f} tokens{one['cpu_seconds']:>8.1f} CPU s"
-            f"{one['seconds']:>8.1f} s   loss {one['loss']:.3f} ({one['least']:.3f} to {one['greatest']:.3f})   "
-            f"{reference['contender']}'s loss in {cost or 'more'}",
-            file=sys.stderr,
-            flush=True,
-        )
+def report(row: dict, reference: dict) -> None:
+    one = summarise(row, reference)
+    cost = ", ".join(f"{value:.2f} of its {name}" for name, value in one["to_reference"].items())
+    print(
+        f"{one['contender']:<13}{one['share']:>6.2f}{one['tokens']:>12,.0f} tokens{one['cpu_seconds']:>8.1f} CPU s"
+        f"{one['seconds']:>8.1f} s   loss {one['loss']:.3f} ({one['least']:.3f} to {one['greatest']:.3f})   "
+        f"{reference['contender']}'s loss in {cost or 'more'}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def draw(rows: list[dict], path: str) -> None:
@@ -383,7 +381,9 @@ def main():
     parser.add_argument("--reference", choices=("nanogpt", "run_clm"), default="nanogpt")
     parser.add_argument("--contenders", nargs="*", choices=CONTENDERS, default=["transformers", "adamw", "muon"])
     parser.add_argument("--shares", type=float, nargs="+", default=[1.0, 0.33], help="of the reference's cost")
-    parser.add_argument("--tuning_share", type=float, default=0.33, help="of the reference's cost, for each tuning run")
+    parser.add_argument(
+        "--tuning_share", type=float, default=0.33, help="of the reference's cost, for each tuning run"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="of the reference; 2,000 for nanogpt and 3 epochs for run_clm")
     parser.add_argument("--nanogpt", help="a checkout of karpathy/nanoGPT")
@@ -412,9 +412,12 @@ def main():
         return
     with tempfile.TemporaryDirectory() as data:
         args.tokens_known = read_tokens(args, Path(data))
-        rows = compare(args, Path(data))
-    if args.output:
-        draw(rows, args.output)
+        rows = []
+        for row in compare(args, Path(data)):
+            rows.append(row)
+            report(row, rows[0])
+            if args.output:
+                draw(rows, args.output)
     if args.json:
         print(json.dumps({"options": vars(args), "rows": [summarise(row, rows[0]) for row in rows]}))
 
