@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -289,3 +290,14 @@ def test_time_to_loss_reads_the_same_windows_for_all_contenders(benchmark, tmp_p
     assert inputs.tolist() == [[0, 1, 2], [3, 4, 5]] and targets.tolist() == [[1, 2, 3], [4, 5, 6]]
     blocks = time_to_loss.training_blocks(args)
     assert blocks[1]["input_ids"].tolist() == [2, 3, 4] and len(blocks) == 44
+
+
+def test_time_to_loss_tunes_without_the_held_out_text(benchmark, tmp_path):
+    (tmp_path / "first").write_text("abcdefghij" * 10)
+    (tmp_path / "second").write_text("klmnopqrst" * 10)
+    args = SimpleNamespace(text=[tmp_path / "first", tmp_path / "second"], vocab_size=None)
+    assert benchmark("time_to_loss").read_tokens(args, tmp_path) == 20
+    ids = {name: np.fromfile(tmp_path / f"{name}.bin", dtype=np.uint16).tolist() for name in ("val", "tuning/val")}
+    assert ids == {"val": [*range(20)], "tuning/val": [*range(1, 10), *range(11, 20)]}
+    lengths = [(tmp_path / f"{name}.bin").stat().st_size // 2 for name in ("train", "tuning/train")]
+    assert lengths == [180, 162]
