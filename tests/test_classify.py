@@ -4,9 +4,6 @@ import importlib.util
 import json
 import logging
 import math
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +14,7 @@ import torch
 import transformers
 from conftest import TINY_TEXT
 from safetensors.torch import load_file
+from warm_python import run_two
 
 from scratch_gpt2 import (
     ScratchGPT2Config,
@@ -521,16 +519,9 @@ def test_a_run_is_resumed_with_what_it_trained(inputs, tmp_path, first, then):
 
 @pytest.mark.xdist_group("distributed")
 def test_two_processes_train_what_one_trains(inputs, tmp_path):
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = str(free.getsockname()[1])
-    config = REPOSITORY / "examples" / "accelerate" / "ddp.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--mixed_precision", "no"]
-    launch += ["--num_processes", "2", "--main_process_port", port, __file__, inputs, tmp_path / "two"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-5000:]
-    assert done.stdout.count("Use the model") == 1
+    both = run_two(__file__, inputs, tmp_path / "two")
+    assert [done.returncode for done in both] == [0, 0], both
+    assert [done.stdout.count("Use the model") for done in both] == [1, 0]
     run(inputs, tmp_path / "one", *TWO_STEPS, "--gradient_accumulation_steps", 2)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-6)
     metrics = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("two", "one")]

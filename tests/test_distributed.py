@@ -6,9 +6,6 @@ some kind. All that follows is accelerate's own FSDP2: wrapping, optimizer, clip
 """
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from accelerate.utils import DistributedType
 from model_fixtures import tiny_config, tiny_model
 from safetensors.torch import load_file
 from test_pretrain import history, make_trainer
+from warm_python import accelerate_launch, run_two
 
 from scratch_gpt2 import ScratchGPT2ForCausalLM
 from scratch_gpt2.training.callbacks import SampleCallback
@@ -105,16 +103,11 @@ def alone(tmp_path_factory):
 @pytest.fixture(scope="module", params=["ddp", "fsdp2"])
 def together(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = str(free.getsockname()[1])
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", CONFIGS / f"{request.param}.yaml"]
-    launch += ["--num_processes", "2", "--mixed_precision", "no", "--main_process_port", port]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*launch, __file__, request.param, folder], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    if request.param == "ddp":
+        finished = run_two(__file__, request.param, folder)
+    else:
+        finished = [accelerate_launch(CONFIGS / "fsdp2.yaml", __file__, request.param, folder)]
+    assert not any(done.returncode for done in finished), [done.stderr[-5000:] for done in finished]
     return folder
 
 

@@ -4,9 +4,6 @@ import bz2
 import dataclasses
 import json
 import math
-import os
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +15,7 @@ import transformers
 from example_scripts import run_in_process
 from hellaswag_rows import ROW, ROWS, write_rows
 from model_fixtures import TINY, twins
+from warm_python import run_two
 
 from scratch_gpt2.evaluation import hellaswag
 from scratch_gpt2.evaluation.hellaswag import (
@@ -461,14 +459,11 @@ def test_script_continues_a_stopped_run(model_folder, tiny_tokenizer, tmp_path, 
 
 
 def test_several_processes_score_each_example_once(model_folder, tmp_path):
-    """torchrun starts the script twice; the file has a line for the settings and one for each example."""
+    """The file has a line for the settings and one for each example."""
     data, results = write_rows(tmp_path / "rows.jsonl", ROWS * 4), tmp_path / "results.jsonl"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", EXAMPLE]
-    command += ["--model", model_folder, "--data", data, "--results", results]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("HellaSwag by lm-eval's protocol, 12 examples") == 1
+    both = run_two(EXAMPLE, "--model", model_folder, "--data", data, "--results", results)
+    assert [done.returncode for done in both] == [0, 0], both
+    assert [done.stdout.count("HellaSwag by lm-eval's protocol, 12 examples") for done in both] == [1, 0]
     assert len(results.read_text().splitlines()) == 13
 
 

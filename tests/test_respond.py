@@ -1,10 +1,8 @@
 import copy
 import json
 import math
-import os
 import re
 import runpy
-import subprocess
 import sys
 import unicodedata
 from pathlib import Path
@@ -15,6 +13,7 @@ import sacrebleu
 import torch
 from model_fixtures import TINY, fill, tiny_model, twins, write_chain
 from transformers import GPT2LMHeadModel
+from warm_python import run_two
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM, prediction
 from scratch_gpt2.data.instructions import as_conversation, encode_prompt
@@ -444,19 +443,10 @@ def test_a_missing_package_is_found_before_the_work(folder, capsys, monkeypatch)
 
 
 def test_several_processes_answer_once(folder):
-    """torchrun starts the script twice."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [EXAMPLE, "--model", folder / "model", "--data", folder / "rows.json", "--max_new_tokens", "2"]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        list(map(str, [*command, "--output", folder / "out.json"])),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("5 answers,") == 1 and done.stdout.count("ROUGE-L") == 1
+    options = ("--model", folder / "model", "--data", folder / "rows.json", "--max_new_tokens", "2")
+    both = run_two(EXAMPLE, *options, "--output", folder / "out.json")
+    assert [done.returncode for done in both] == [0, 0], both
+    assert [(done.stdout.count("5 answers,"), done.stdout.count("ROUGE-L")) for done in both] == [(1, 1), (0, 0)]
     assert len(json.loads((folder / "out.json").read_text())) == 5
     assert not (folder / "out.json.unfinished.jsonl").exists()
 

@@ -3,9 +3,6 @@
 import importlib.util
 import json
 import math
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import torch.nn.functional as F
 import transformers
 from model_fixtures import recorded_figures, tiny_model
 from transformers import TrainerState, TrainingArguments
+from warm_python import accelerate_launch, run_two
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
 from scratch_gpt2.cli import parse_arguments
@@ -262,21 +260,17 @@ def test_two_processes_are_one(flags, files, tmp_path):
     if "--pack" in flags:
         options |= {"--per_device_train_batch_size": 1, "--gradient_accumulation_steps": 2}
     run_script(options | {"--output_dir": tmp_path / "one"}, *flags)
-    with socket.socket() as free:
-        free.bind(("", 0))
-        port = str(free.getsockname()[1])
-    config = REPOSITORY / "examples" / "accelerate" / "ddp.yaml"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", "2"]
-    launch += ["--mixed_precision", "no", "--main_process_port", port]
-    together = options | {"--output_dir": tmp_path / "two", "--gradient_accumulation_steps": 1}
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*launch, *command(together, *flags)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-5000:]
+    together = command(options | {"--output_dir": tmp_path / "two", "--gradient_accumulation_steps": 1}, *flags)
+    if "--pack" in flags:
+        finished = run_two(*together)
+    else:
+        finished = [accelerate_launch(REPOSITORY / "examples" / "accelerate" / "ddp.yaml", *together)]
+    assert not any(done.returncode for done in finished), [done.stderr[-5000:] for done in finished]
     for key, tolerance in (("loss", 1e-5), ("grad_norm", 1e-4), ("eval_loss", 1e-5)):
         expected = read_log(tmp_path / "one", key)
         assert len(expected) == (2 if key == "eval_loss" else 3)
         assert read_log(tmp_path / "two", key) == pytest.approx(expected, rel=tolerance), key
-    assert done.stdout.count("training ") == 1
+    assert sum(done.stdout.count("training ") for done in finished) == 1
 
 
 def test_an_adapter_is_merged_and_resumed(files, tmp_path, capsys):
