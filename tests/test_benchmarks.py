@@ -1,14 +1,13 @@
 """The benchmarks of speed, at toy size, and the table that `make bench` makes of their numbers."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from warm_python import run_python
 
 BENCHMARKS = Path(__file__).parent / "benchmarks"
 
@@ -19,10 +18,13 @@ def benchmark(monkeypatch):
     return __import__
 
 
-def test_growth_measures_both_models_and_draws_the_curves(tmp_path):
-    command = [sys.executable, str(BENCHMARKS / "growth.py"), "--preset", "tiny", "--json"]
-    command += ["--lengths", "8", "--new_tokens", "3", "--output", str(tmp_path / "growth.png")]
-    result = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+def test_growth_measures_both_models_and_draws_the_curves(benchmark, monkeypatch, capsys, tmp_path):
+    growth = benchmark("growth")
+    monkeypatch.setattr(growth.subprocess, "run", lambda command, **_: run_python(*command[1:]))
+    sizes = ["--preset", "tiny", "--lengths", "8", "--new_tokens", "3"]
+    monkeypatch.setattr("sys.argv", ["growth.py", *sizes, "--json", "--output", str(tmp_path / "growth.png")])
+    growth.main()
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
     points = [(row["kind"], row["size"], row["model"]) for row in result["rows"]]
     assert points == [
         ("train", 8, "transformers"),

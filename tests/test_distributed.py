@@ -13,12 +13,14 @@ import pytest
 import test_pretrain
 import torch
 import yaml
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
 from model_fixtures import tiny_config, tiny_model
 from safetensors.torch import load_file
 from test_pretrain import history, make_trainer
-from warm_python import accelerate_launch, run_two
+from warm_python import run_two
 
 from scratch_gpt2 import ScratchGPT2ForCausalLM
 from scratch_gpt2.training.callbacks import SampleCallback
@@ -92,6 +94,14 @@ def work(kind, folder):
     trainer.accelerator.end_training()
 
 
+def environment_of_accelerate(config: Path) -> dict[str, str]:
+    """What `accelerate launch` sets for each process, except for its rank."""
+    options = ["--config_file", config, "--num_processes", "2", "--mixed_precision", "no", __file__]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(list(map(str, options))))
+    variables = prepare_multi_gpu_env(arguments)
+    return {name: variables[name] for name in variables if name.startswith(("ACCELERATE_", "FSDP_"))}
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     folder = tmp_path_factory.mktemp("alone")
@@ -103,11 +113,9 @@ def alone(tmp_path_factory):
 @pytest.fixture(scope="module", params=["ddp", "fsdp2"])
 def together(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "ddp":
-        finished = run_two(__file__, request.param, folder)
-    else:
-        finished = [accelerate_launch(CONFIGS / "fsdp2.yaml", __file__, request.param, folder)]
-    assert not any(done.returncode for done in finished), [done.stderr[-5000:] for done in finished]
+    variables = environment_of_accelerate(CONFIGS / f"{request.param}.yaml")
+    both = run_two(__file__, request.param, folder, variables=variables)
+    assert [done.returncode for done in both] == [0, 0], [done.stderr[-5000:] for done in both]
     return folder
 
 

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ import transformers
 from example_scripts import run_in_process
 from hellaswag_rows import ROWS, write_rows
 from model_fixtures import TINY, tiny_config, twins
+from warm_python import processes, run_python
 
 from scratch_gpt2 import ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification
 from scratch_gpt2.data.text_classification import PreparedClassification
@@ -54,6 +54,12 @@ def folders(tiny_tokenizer, tmp_path_factory):
         model.save_pretrained(folder / name)
         tiny_tokenizer.save_pretrained(folder / name)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def warm_processes(monkeypatch):
+    """Each model is measured in a process that has imported PyTorch, not in a new interpreter."""
+    monkeypatch.setattr(report.multiprocessing, "get_context", lambda method: processes)
 
 
 def measure(folder, plan):
@@ -145,8 +151,8 @@ def test_memory_is_what_generating_takes(folders):
         "model.generate = lambda *a, **k: torch.ones(200 * 2**18).sum() and generate(*a, **k)\n"
         "print(measure_generation(model, new_tokens=2)['peak_mb'] - before)\n"
     )
-    command = [sys.executable, "-c", script, str(folders / "ours")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = run_python(script, folders / "ours")
+    assert done.returncode == 0, done.stderr
     assert 150 < float(done.stdout.split()[-1]) < 250
 
 

@@ -33,19 +33,18 @@ def generate_in_a_new_interpreter(*arguments, launcher=(), text=None, **environm
     return subprocess.run(list(map(str, command)), env=environment, input=text, capture_output=True, timeout=300)
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "utf-8"])
-def test_characters_that_the_console_lacks_do_not_end_the_run(folder, encoding):
-    done = generate_in_a_new_interpreter("--model", folder, "--prompt", "cat → mat", PYTHONIOENCODING=encoding)
+def test_characters_that_the_console_lacks_do_not_end_the_run(folder):
+    done = generate_in_a_new_interpreter("--model", folder, "--prompt", "cat → mat", PYTHONIOENCODING="cp1252")
     assert done.returncode == 0, done.stderr
-    arrow = "→" if encoding == "utf-8" else "?"
-    assert done.stdout.decode(encoding).startswith(f"cat {arrow} mat")
+    assert done.stdout.decode("cp1252").startswith("cat ? mat")
 
 
 def test_the_byte_order_mark_of_standard_input_is_not_text(folder):
-    text = "\ufeffcat\n".encode()
+    text = "\ufeffcat → mat\n".encode()
     done = generate_in_a_new_interpreter("--model", folder, "--prompt", "-", text=text, PYTHONIOENCODING="utf-8")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(b"cat") and not done.stdout.startswith(b"cat\n")
+    printed = done.stdout.decode("utf-8")
+    assert printed.startswith("cat → mat") and not printed.startswith("cat → mat\n")
 
 
 def test_kernels_are_named_once_and_can_be_left_as_loaded(folder):

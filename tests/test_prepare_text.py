@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from test_token_shards import EOS, contents
+from warm_python import run_python, run_two
 
 from scratch_gpt2 import ScratchGPT2Config
 from scratch_gpt2.data.text_to_shards import TextSource, text_to_shards
@@ -78,17 +79,13 @@ def read_back(folder, tokenizer):
 
 def test_two_parts_at_the_same_time_and_merged(tmp_path, documents, byte_tokenizer, capsys):
     folder = tmp_path / "shards"
-    command = [sys.executable, EXAMPLE, *documents, "--output", folder]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    parts = [
-        subprocess.Popen([*command, "--part", f"{i}/2"], env=environment, stdout=-1, stderr=-1, text=True)
-        for i in (0, 1)
-    ]
-    outputs = [part.communicate(timeout=300) for part in parts]
-    assert [part.returncode for part in parts] == [0, 0], outputs
+    code = "import os, runpy, sys\nsys.argv = [*sys.argv[1:], '--part', os.environ['RANK'] + '/2']\n"
+    code += "sys.path.insert(0, os.path.dirname(sys.argv[0]))\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    parts = run_two(code, EXAMPLE, *documents, "--output", folder)
+    assert [part.returncode for part in parts] == [0, 0], parts
     assert (
         "Part 1/2 is done. When all parts are done, run: "
-        f"python examples/prepare_text.py --output {folder} --merge\n" in outputs[1][0]
+        f"python examples/prepare_text.py --output {folder} --merge\n" in parts[1].stdout
     )
     shares = [read_back(folder / f"part_{i:05d}", byte_tokenizer) for i in (0, 1)]
     assert shares[0] == [f"document {i:02d}" for i in range(0, 20, 2)]
@@ -268,8 +265,6 @@ def test_mistakes_leave_nothing_behind(tmp_path, byte_tokenizer, line):
 def test_help_and_the_end_of_a_mistake():
     result = subprocess.run([sys.executable, EXAMPLE, "--help"], capture_output=True, text=True, timeout=120)
     assert result.returncode == 0 and "--document_separator" in result.stdout
-    result = subprocess.run(
-        [sys.executable, EXAMPLE, "--input", "no.txt", "--output", "no"], capture_output=True, text=True, timeout=120
-    )
+    result = run_python(EXAMPLE, "--input", "no.txt", "--output", "no")
     assert result.returncode == 1
     assert result.stderr == ("error: No file matches 'no.txt'; give existing files, globs, or - for standard input.\n")

@@ -7,7 +7,6 @@ import os
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ import transformers
 from conftest import TINY_TEXT
 from model_fixtures import TINY, random_ids, tiny_config, tiny_model
 from safetensors.torch import load_file
+from warm_python import run_python
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
 from scratch_gpt2.evaluation.hellaswag import hellaswag_accuracy, read_hellaswag
@@ -310,6 +310,7 @@ def test_resume_after_kill_9_during_a_save(book, straight_run, tmp_path, monkeyp
     options = NEW | TEXT | {"--data": book, "--output_dir": tmp_path, "--optimizer": "muon"}
     dying = f"""
 import os, runpy, signal, sys, torch
+sys.path.insert(0, {str(SCRIPT.parent)!r})
 save = torch.save
 def save_and_die(state, path, *args, **kwargs):
     save(state, path, *args, **kwargs)
@@ -320,7 +321,7 @@ torch.save = save_and_die
 sys.argv = {command(options)!r}
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-    done = subprocess.run([sys.executable, "-c", dying], capture_output=True, text=True, timeout=300)
+    done = run_python(dying)
     assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
     assert not (tmp_path / "checkpoint-6" / "trainer_state.json").exists()
 
@@ -516,5 +517,4 @@ for _ in range(3):
     torch.ones(2**24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert int(output) < 100
+    assert int(run_python(code).stdout) < 100

@@ -35,7 +35,16 @@ quickstart, generate = load_script("quickstart"), load_script("generate")
 
 @pytest.fixture
 def call(monkeypatch, capfd):
-    """Run a script's main with a command line; returns exit code, stdout and stderr."""
+    """Run a script's main with a command line; returns exit code, stdout and stderr. The process that generates text
+    has imported the libraries before it starts."""
+
+    def generate_text(command):
+        done = run_python(*command[2:])
+        sys.stdout.write(done.stdout)
+        sys.stderr.write(done.stderr)
+        return done
+
+    monkeypatch.setattr(quickstart.subprocess, "run", generate_text)
 
     def run(script, *arguments):
         monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])

@@ -7,8 +7,6 @@ import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +19,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 from transformers import PreTrainedTokenizerFast
+from warm_python import run_python
 
 from scratch_gpt2 import ScratchGPT2Config
 from scratch_gpt2.data import encoding, token_shards
@@ -371,10 +370,7 @@ def test_more_shards_than_files_may_be_open(tmp_path):
         "train = TokenShards(sys.argv[1], 3)\n"
         "print(sum(train[i]['input_ids'][0].item() for i in range(len(train))), train[0]['input_ids'].tolist())\n"
     )
-    output = subprocess.run(
-        [sys.executable, "-c", script, folder], check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
-    assert output == f"{sum(range(299))} [0, 0, 1]\n"
+    assert run_python(script, folder).stdout == f"{sum(range(299))} [0, 0, 1]\n"
 
 
 def test_a_shard_that_is_no_array_is_named(tmp_path):

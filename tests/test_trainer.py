@@ -6,10 +6,7 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -176,6 +173,26 @@ class SendSignal(TrainerCallback):
             os.kill(os.getpid(), self.number)
 
 
+SIGNAL_WHEN_LOGGED = """
+import os, runpy, sys, threading, time
+from pathlib import Path
+
+log, number = Path(sys.argv[1]), int(sys.argv[2])
+sys.argv = sys.argv[3:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+
+
+def send():
+    while not log.exists() or not log.read_text():
+        time.sleep(0.2)
+    os.kill(os.getpid(), number)
+
+
+threading.Thread(target=send, daemon=True).start()
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 class TestInterruption:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
     def test_a_signal_saves_a_checkpoint_from_which_the_run_becomes_the_same(self, number, tmp_path, capsys):
@@ -213,15 +230,9 @@ class TestInterruption:
             NEW | TEXT | {"--data": book, "--output_dir": tmp_path, "--max_steps": 100_000, "--eval_steps": 10**6}
         )
         options |= {"--save_steps": 10**6, "--sample_steps": 0}
-        process = subprocess.Popen([sys.executable, *command(options)], stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 120
-        while not (tmp_path / "log.jsonl").exists() or not (tmp_path / "log.jsonl").read_text():
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.2)
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-        assert process.returncode == code
-        assert "add --resume to the same command" in errors.splitlines()[-1] and "Traceback" not in errors
+        done = run_python(SIGNAL_WHEN_LOGGED, tmp_path / "log.jsonl", int(number), *command(options))
+        assert done.returncode == code
+        assert "add --resume to the same command" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
         assert newest_intact_checkpoint(tmp_path) is not None
         assert not (tmp_path / "model.safetensors").exists()
 

@@ -99,7 +99,7 @@ def test_the_command_works_where_only_the_wheel_is(installed):
     assert done.returncode == 0, done.stderr
     index = json.loads((workplace / "shards" / "index.json").read_text())
     assert sum(shard["bytes"] for shard in index["shards"]) == 1200
-    code = "import scratch_gpt2, sys; print(scratch_gpt2.__file__)"
+    code = "import importlib.util; print(importlib.util.find_spec('scratch_gpt2').origin)"
     environment = os.environ | {"PYTHONPATH": str(target)}
     found = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=workplace, capture_output=True, text=True

@@ -37,10 +37,12 @@ def run_python(
     return run_jobs([script, *arguments], cwd, [dict(os.environ if env is None else env)])[0]
 
 
-def run_two(script: str | Path, *arguments: object) -> list[subprocess.CompletedProcess]:
+def run_two(
+    script: str | Path, *arguments: object, variables: Mapping[str, str] | None = None
+) -> list[subprocess.CompletedProcess]:
     """Two processes of one run on the processor, as `accelerate launch` or `torchrun` starts them."""
     shared = os.environ | ON_THE_PROCESSOR | {"ACCELERATE_USE_CPU": "true", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()} | (variables or {})
     return run_jobs([script, *arguments], None, [shared | {"RANK": rank, "LOCAL_RANK": rank} for rank in "01"])
 
 
