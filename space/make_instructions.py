@@ -8,6 +8,7 @@ have a `kind`, and those that ask for a story say what it `must_use`.
 """
 
 import argparse
+import functools
 import json
 import random
 import re
@@ -149,8 +150,13 @@ class StoryWords:
             if name := main_name(story):
                 self.he_or_she[name] += len(HE.findall(story)) - len(SHE.findall(story))
 
+        names = sorted(self.he_or_she)
+        self.names_of_a = {
+            is_he: [name for name in names if (self.he_or_she[name] > 0) == is_he] for is_he in (True, False)
+        }
+
     def names_like(self, name: str) -> list[str]:
-        return sorted(other for other, he in self.he_or_she.items() if (he > 0) == (self.he_or_she[name] > 0))
+        return self.names_of_a[self.he_or_she[name] > 0]
 
     def telling(self, story: str) -> list[str]:
         """Words from the first half of a story that are neither too rare to be learned nor in every story, those that
@@ -161,6 +167,7 @@ class StoryWords:
         return sorted(known, key=lambda word: (-counts[word], self.stories_with[word]))
 
 
+@functools.cache
 def main_name(story: str) -> str | None:
     """The name that is used most within sentences; None where none is used twice."""
     names = Counter(name for name in NAME.findall(story) if name not in NO_NAMES)

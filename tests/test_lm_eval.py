@@ -4,18 +4,18 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import transformers
 from hellaswag_rows import ROWS, write_rows
 from model_fixtures import TINY, twins
+from warm_python import run_python
 
 from scratch_gpt2.evaluation.hellaswag import encode_example, hellaswag_accuracy, read_hellaswag, score_examples
 from scratch_gpt2.evaluation.perplexity import perplexity
 
+pytestmark = pytest.mark.xdist_group("lm_eval")  # one run of the harness
 lm_eval = pytest.importorskip("lm_eval", reason="needs lm-evaluation-harness: pip install lm-eval")
 
 TEXTS = [
@@ -68,11 +68,12 @@ def harness(model_folder, tmp_path_factory):
     original = Path(lm_eval.__file__).parent / "tasks" / "hellaswag" / "hellaswag.yaml"
     (tasks / "local_hellaswag.yaml").write_text(HELLASWAG.format(hellaswag=original, rows=rows))
     (tasks / "local_perplexity.yaml").write_text(PERPLEXITY.format(texts=texts))
-    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--tasks", "local_hellaswag,local_perplexity"]
+    command = ["run", "--model", "hf", "--tasks", "local_hellaswag,local_perplexity"]
     command += ["--model_args", f"pretrained={model_folder},trust_remote_code=True", "--include_path", str(tasks)]
     command += ["--device", "cpu", "--batch_size", "2", "--output_path", str(folder / "out"), "--log_samples"]
     caches = {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=os.environ | caches, capture_output=True, text=True)
+    code = "import runpy\nrunpy.run_module('lm_eval', run_name='__main__')"
+    done = run_python(code, *command, env=os.environ | caches)
     assert done.returncode == 0, done.stderr[-2000:]
     (results,) = (folder / "out").rglob("results_*.json")
     samples = {}

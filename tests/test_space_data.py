@@ -1,5 +1,6 @@
 """What the Space's models are trained on: texts, instructions and messages, on small inputs."""
 
+import hashlib
 import lzma
 import random
 import sys
@@ -19,6 +20,8 @@ from measures import Answered, uses_all
 from scratch_gpt2.data.text_classification import PreparedClassification
 from scratch_gpt2.prediction import Response
 
+# SHA-256 of the rows that the embedded assistant was trained and tested on.
+INSTRUCTION_ROWS = "e30435940c62395e9713e81e5e72704a151473db8c98da32c91a134f90046f91"
 STORY = (
     "Once upon a time, there was a little dog named Max. One day, Max saw a red kite. The kite was in a tree. "
     "Max wanted the kite, and so Max ran home. Max was very happy."
@@ -106,7 +109,7 @@ def test_everything_but_stories_is_declined(instruction, declined):
 def test_rows_are_the_same_whenever_they_are_made_and_the_test_is_held_out(shared_data):
     folders = [shared_data, shared_data / "more"]
     train, test = make_instructions.instruction_rows(folders)
-    assert (train, test) == make_instructions.instruction_rows(folders)
+    assert hashlib.sha256(repr((train, test)).encode()).hexdigest() == INSTRUCTION_ROWS
     asked = {(row["instruction"], row["input"]) for row in train if row.get("kind") == "refusal"}
     assert not asked & {(row["instruction"], row["input"]) for row in test}
     assert not {row["output"] for row in train if "must_use" in row} & {row["output"] for row in test}

@@ -66,7 +66,6 @@ ACCEPTED = [
         "ddp_broadcast_buffers": True,
         "ddp_static_graph": False,
         "ddp_timeout": 100,
-        "skip_memory_metrics": False,
         "run_name": "run",
         "project": "project",
         "report_to": "none",
@@ -97,6 +96,7 @@ ACCEPTED = [
         "dataloader_persistent_workers": True,
         "dataloader_multiprocessing_context": "fork",
         "enable_jit_checkpoint": True,
+        "skip_memory_metrics": False,
         "use_cpu": True,
     },
 ]

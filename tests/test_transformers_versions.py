@@ -13,6 +13,7 @@ import torch
 import transformers
 from filelock import FileLock
 from model_fixtures import fill, random_ids, tiny_config
+from warm_python import run_python
 
 import scratch_gpt2
 from scratch_gpt2 import configuration_scratch_gpt2
@@ -119,8 +120,7 @@ def test_other_versions_compute_the_same(library, checkpoints, tmp_path):
     root = Path(scratch_gpt2.__file__).parents[1]
     environment = {"PYTHONPATH": os.pathsep.join([str(packages), str(root)])}
     environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", OTHER_VERSION, folder, tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+    done = run_python(OTHER_VERSION, folder, tmp_path, env=os.environ | environment)
     assert done.returncode == 0, done.stderr
     assert "deprecated. Use `cache`" not in done.stderr
     found, *results, exported = torch.load(tmp_path / "outputs.pt")

@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 MODULES = ("torch._dynamo", "torch.distributed.tensor", "torch.distributed.checkpoint", "scipy.optimize")
+MODULES += ("pandas", "networkx", "bitsandbytes")  # which Hugging Face's libraries import
 LIBRARIES = ("transformers.trainer", "datasets", "peft", "evaluate", "matplotlib.backends.backend_agg")
 READ_BY_LIBRARIES = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "HOME", "XDG_", "PYTHON", "MPL")
 ON_THE_PROCESSOR = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
