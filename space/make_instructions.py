@@ -150,13 +150,12 @@ class StoryWords:
             if name := main_name(story):
                 self.he_or_she[name] += len(HE.findall(story)) - len(SHE.findall(story))
 
-        names = sorted(self.he_or_she)
-        self.names_of_a = {
-            is_he: [name for name in names if (self.he_or_she[name] > 0) == is_he] for is_he in (True, False)
-        }
+        self.names: dict[bool, list[str]] = {True: [], False: []}  # of a he, and of a she
+        for name in sorted(self.he_or_she):
+            self.names[self.he_or_she[name] > 0].append(name)
 
     def names_like(self, name: str) -> list[str]:
-        return self.names_of_a[self.he_or_she[name] > 0]
+        return self.names[self.he_or_she[name] > 0]
 
     def telling(self, story: str) -> list[str]:
         """Words from the first half of a story that are neither too rare to be learned nor in every story, those that

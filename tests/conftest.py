@@ -14,10 +14,16 @@ from gpt2_vocabulary import fill_tiktoken_cache, packaged_files
 
 from scratch_gpt2.tokenization import load_tokenizer, train_tokenizer
 
+LONG = ("test_space_checkpoints", "test_transformers_versions", "test_typing", "test_wheel")
 TINY_TEXT = (
     "The cat sat on the mat. The cat's hat is on the mat, and the rat sat on the hat.\n"
     "Where is the rat? The rat is under the hat of the cat; that is where it sat.\n"
 )
+
+
+def pytest_collection_modifyitems(items):
+    """Files with long tests come first, so that no worker is left with one of them at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 
 @pytest.fixture(scope="session")

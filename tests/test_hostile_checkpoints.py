@@ -8,8 +8,6 @@ import os
 import pickle
 import re
 import struct
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import pytest
 import torch
 import transformers
 from model_fixtures import tiny_config
+from warm_python import run_python
 
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM
 
@@ -168,8 +167,7 @@ def loaded(request, tmp_path_factory) -> tuple[Path, dict]:
     for case, (harm, _) in CASES.items():
         save(parent / case, request.param)
         harm(parent / case)
-    command = [sys.executable, "-c", LOAD, request.param, *(str(parent / case) for case in ("honest", *CASES))]
-    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    result = run_python(LOAD, request.param, *(parent / case for case in ("honest", *CASES)))
     assert result.returncode == 0, result.stderr[-2000:]
     return parent, json.loads(result.stdout)
 

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -20,6 +18,7 @@ from gpt2_checkpoints import (
 )
 from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
+from warm_python import run_python
 
 import scratch_gpt2
 from scratch_gpt2 import ScratchGPT2Config, ScratchGPT2ForCausalLM, ScratchGPT2ForSequenceClassification
@@ -372,6 +371,5 @@ print((peak() - before) * 1024 // sum(p.nbytes for p in model.parameters()))
 def test_original_is_never_in_memory_as_a_whole(tmp_path):
     sizes = {"n_layer": 10, "n_head": 8, "n_embd": 768, "n_positions": 16, "vocab_size": 1000}
     GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path)
-    command = [sys.executable, "-c", LOAD_AND_MEASURE, str(tmp_path)]
-    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    run = run_python(LOAD_AND_MEASURE, tmp_path)
     assert int(run.stdout) < 2  # in units of the loaded model; with the original it would be more than 3
