@@ -33,7 +33,7 @@ def test_notebook_runs(path, kernel):
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.insert(0, nbformat.v4.new_code_cell("%reset -f"))
     for cell in notebook.cells:
-        cell.source = cell.source.replace("STEPS, BATCH, PEAK = 200,", "STEPS, BATCH, PEAK = 75,")
+        cell.source = cell.source.replace("STEPS, BATCH, PEAK = 200,", "STEPS, BATCH, PEAK = 125,")
     done = nbclient.NotebookClient(notebook, timeout=300, km=kernel).execute()  # raises at the first cell that fails
     assert all(cell.execution_count for cell in done.cells if cell.cell_type == "code")
 
