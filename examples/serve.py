@@ -14,6 +14,7 @@ if __name__ == "__main__":  # --help and mistyped options are answered before th
 
     runpy.run_path(os.path.join(os.path.dirname(os.path.abspath(__file__)), "_quick.py"))
 
+import json
 from dataclasses import dataclass, field
 
 import torch
@@ -63,15 +64,30 @@ def build_openai_server(build_server, model: str):
         @app.middleware("http")
         async def answer_in_json(request, call_next):
             try:
-                return await call_next(request)
+                response = await call_next(request)
             except Exception as error:
                 status = 400 if isinstance(error, ValueError | TypeError | KeyError | TemplateError) else 500
                 content = {"message": str(error) or type(error).__name__, "type": type(error).__name__}
                 return JSONResponse({"error": content}, status_code=status)
+            if response.headers.get("content-type", "").startswith("text/event-stream"):
+                response.body_iterator = errors_as_objects(response.body_iterator)
+            return response
 
         return app
 
     return build
+
+
+async def errors_as_objects(events):
+    """The server's events. One that tells an error becomes the JSON object that OpenAI's clients read: the server puts
+    the message between quotes as it is. Text of an answer cannot look like such an event, because it is escaped."""
+    start, end = b'data: {"error": "', b'"}\n\n'
+    async for chunk in events:
+        before, mark, message = chunk.partition(start)
+        if mark:
+            error = {"error": {"message": message.removesuffix(end).decode()}}
+            chunk = before + f"data: {json.dumps(error)}\n\n".encode()
+        yield chunk
 
 
 def check_model(name: str) -> None:

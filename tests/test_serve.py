@@ -3,6 +3,7 @@
 import concurrent.futures
 import functools
 import importlib.util
+import shutil
 import socket
 import sys
 import time
@@ -21,6 +22,7 @@ if not is_serve_available():
     pytest.skip('transformers serve needs: pip install "transformers[serving]"', allow_module_level=True)
 import openai
 from transformers.cli.serving import server
+from transformers.cli.serving import utils as serving_utils
 
 SERVE = Path(__file__).resolve().parents[1] / "examples" / "serve.py"
 PROMPT = "The cat sat on"
@@ -166,6 +168,34 @@ def test_errors_are_json(options, message, client, folder):
         assert error.value.body["message"].startswith(message)
 
 
+def test_errors_of_streams_are_json(client, folder, model, tiny_tokenizer, monkeypatch):
+    """Both before the first token and after it, whatever is in the message."""
+    ask = functools.partial(client.completions.create, model=str(folder), prompt=PROMPT, stream=True, temperature=0)
+    for options, message in (
+        ({"prompt": "a" * 256}, "The prompt has 256 tokens, but the model's context is 256."),
+        ({"max_tokens": 0}, "`max_new_tokens` must be greater than 0, but is 0."),
+        ({"frequency_penalty": -3}, "`penalty` has to be a strictly positive float, but is -2.0"),
+    ):
+        with pytest.raises(openai.APIError) as error:
+            list(ask(**{"max_tokens": 4} | options))
+        assert error.value.message == message
+
+    served, message = sys.modules["serve"].ServedGPT2, 'No "hat" \\ in\nZürich'
+    generate = served.generate
+
+    def generate_and_fail(self, **kwargs):
+        generate(self, **kwargs)
+        raise ValueError(message)
+
+    monkeypatch.setattr(served, "generate", generate_and_fail)
+    monkeypatch.setattr(serving_utils.DirectStreamer, "end", lambda self: None)
+    text = ""
+    with pytest.raises(openai.APIError) as error:
+        for chunk in ask(max_tokens=3):
+            text += chunk.choices[0].text
+    assert (error.value.message, text) == (message, written(model, tiny_tokenizer, 3))
+
+
 def test_other_requests(client, folder):
     assert [model.id for model in client.models.list()] == [str(folder)]
     with pytest.raises(openai.BadRequestError) as error:
@@ -174,11 +204,16 @@ def test_other_requests(client, folder):
 
 
 def test_what_cannot_be_served(folder, monkeypatch, capsys, tmp_path):
-    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    adapter, damaged = tmp_path / "adapter", tmp_path / "damaged"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    shutil.copytree(folder, damaged)
+    (damaged / "tokenizer.json").write_text("{")
     for name, message in (
-        (tmp_path, "is an adapter; merge it by examples/export.py, and serve the folder that it writes."),
+        (adapter, "is an adapter; merge it by examples/export.py, and serve the folder that it writes."),
         (tmp_path / "none", f"{tmp_path / 'none'} does not exist; give an existing folder or a Hub id."),
         (SERVE.parents[1] / "space/checkpoints/spam", "spam is a classifier; give a language model."),
+        (damaged, "double quotes: line 1 column 2 (char 1)); copy them again."),
     ):
         code, _, stderr = run_in_process(SERVE, monkeypatch, capsys, "--model", name)
         assert code == 1 and stderr.strip().splitlines()[-1].endswith(message)
