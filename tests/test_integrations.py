@@ -18,10 +18,14 @@ from scratch_gpt2 import export_gpt2
 EXTRA = "not installed; pip install {}"
 
 
+SIZES = {"n_embd": 64, "n_head": 2, "n_layer": 1}
+UNTIED = SIZES | {"tie_word_embeddings": False, "activation_function": "relu", "n_inner": 96, "vocab_size": 64}
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A checkpoint of ours."""
-    tiny_model(n_embd=64, n_head=2, n_layer=1).save_pretrained(tmp_path / "ours")
+    tiny_model(**SIZES).save_pretrained(tmp_path / "ours")
     return tmp_path / "ours"
 
 
@@ -44,12 +48,13 @@ def recipe_onnx(folder, output):
     OnnxExporter().export(model, example, OnnxConfig(dynamic=True)).save_pretrained(output)
 
 
-def test_onnx(folder, tmp_path):
+def test_onnx(tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime", reason=EXTRA.format("onnx onnxscript onnxruntime"))
     pytest.importorskip("onnxscript", reason=EXTRA.format("onnx onnxscript onnxruntime"))
-    recipe_onnx(folder, tmp_path / "onnx")
+    model = tiny_model(**UNTIED)
+    model.save_pretrained(tmp_path / "ours")
+    recipe_onnx(tmp_path / "ours", tmp_path / "onnx")
     session = onnxruntime.InferenceSession(tmp_path / "onnx" / "model.onnx")
-    model = AutoModelForCausalLM.from_pretrained(folder)
     for shape in ((1, 5), (3, 32)):
         ids = random_ids(*shape)
         mask = torch.ones_like(ids)
@@ -89,14 +94,69 @@ def recipe_onnx_greedy(output, ids, config, new_tokens):
     return ids
 
 
-def test_onnx_generates_with_the_cache(folder, tmp_path):
+@pytest.fixture(scope="module")
+def onnx_generation(tmp_path_factory):
+    """A model, the folder of its export, a prompt, and its greedy text."""
     for package in ("onnxruntime", "onnxscript"):
         pytest.importorskip(package, reason=EXTRA.format("onnx onnxscript onnxruntime"))
-    recipe_onnx_generation(folder, tmp_path / "onnx")
-    model, ids = AutoModelForCausalLM.from_pretrained(folder), random_ids(1, 5)
-    expected = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
-    written = recipe_onnx_greedy(tmp_path / "onnx", ids, model.config, expected.shape[1] - 5)
-    assert torch.equal(written, expected)
+    output, model, ids = tmp_path_factory.mktemp("onnx"), tiny_model(**SIZES), random_ids(1, 5)
+    model.save_pretrained(output / "ours")
+    recipe_onnx_generation(output / "ours", output)
+    return model, output, ids, model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12)
+
+
+def test_onnx_generates_with_the_cache(onnx_generation):
+    model, output, ids, expected = onnx_generation
+    assert torch.equal(recipe_onnx_greedy(output, ids, model.config, expected.shape[1] - 5), expected)
+
+
+def recipe_openvino(onnx_folder, config, int8=False):
+    """Read what `recipe_onnx_generation` wrote, for one text at a time; keys and values become a state."""
+    import openvino
+    from openvino.passes import MakeStateful, Manager
+
+    core = openvino.Core()
+    model = core.read_model(onnx_folder / "decode.onnx")
+    past = [one.any_name for one in model.inputs if "past_key_values" in one.any_name]
+    shapes = {name: [1, config.n_head, -1, config.head_dim] for name in past}
+    model.reshape({"input_ids": [1, -1], "position_ids": [1, -1]} | shapes)
+    manager = Manager()
+    manager.register_pass(MakeStateful({name: name.replace("input.", "output.", 1) for name in past}))
+    manager.run_passes(model)
+    if int8:
+        import nncf
+
+        model = nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_SYM)
+    options = {"INFERENCE_PRECISION_HINT": "f32"}  # else bfloat16, where the CPU computes it
+    return core.compile_model(model, "CPU", options).create_infer_request()
+
+
+def recipe_openvino_greedy(request, ids, new_tokens):
+    """Continue `ids` (1, T); the first call reads the prompt. Returns all ids, and the logits of the last call."""
+    request.reset_state()
+    new = ids
+    for _ in range(new_tokens):
+        positions = torch.arange(ids.shape[1] - new.shape[1], ids.shape[1])[None]
+        outputs = request.infer({"input_ids": new.numpy(), "position_ids": positions.numpy()})
+        logits = torch.from_numpy(outputs["logits"])
+        new = logits[:, -1:].argmax(-1)
+        ids = torch.cat([ids, new], dim=1)
+    return ids, logits
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("int8", [False, True], ids=["float32", "int8"])
+def test_openvino(int8, onnx_generation):
+    """float32 writes the same text; the logits of int8 are close, and so are not those of float32."""
+    for package in ("openvino", "nncf") if int8 else ("openvino",):
+        pytest.importorskip(package, reason=EXTRA.format("openvino nncf"))
+    model, output, ids, expected = onnx_generation
+    written, logits = recipe_openvino_greedy(recipe_openvino(output, model.config, int8), ids, expected.shape[1] - 5)
+    error = relative_error(logits[:, -1], model(written[:, :-1]).logits[:, -1])
+    if int8:
+        assert 1e-4 < error < 0.05
+    else:
+        assert torch.equal(written, expected) and error <= 1e-5
 
 
 def recipe_torchao(folder, bits):
