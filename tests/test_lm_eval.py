@@ -1,14 +1,14 @@
 """lm-evaluation-harness on our checkpoints, through the code that travels with them: the same results as ours."""
 
-import json
+import functools
 import math
-import os
 import re
 from pathlib import Path
 
 import pytest
 import transformers
-from hellaswag_rows import ROWS, write_rows
+from hellaswag_rows import ROWS
+from lm_eval_tasks import run_harness
 from model_fixtures import TINY, twins
 from warm_python import run_python
 
@@ -23,29 +23,6 @@ TEXTS = [
     "Where is the hat? The hat is on the mat.",
     "It is Zürich's cat, 8 of 10.",
 ]
-HELLASWAG = """\
-include: {hellaswag}
-task: local_hellaswag
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    validation: {rows}
-training_split: null
-"""
-PERPLEXITY = """\
-task: local_perplexity
-dataset_path: json
-dataset_kwargs:
-  data_files:
-    test: {texts}
-output_type: loglikelihood_rolling
-test_split: test
-doc_to_text: ""
-doc_to_target: "{{{{text}}}}"
-metric_list:
-  - metric: byte_perplexity
-  - metric: bits_per_byte
-"""
 
 
 @pytest.fixture(scope="module")
@@ -60,28 +37,10 @@ def model_folder(tiny_tokenizer, tmp_path_factory):
 @pytest.fixture(scope="module")
 def harness(model_folder, tmp_path_factory):
     """What the harness writes: its results, and its samples by task."""
-    folder = tmp_path_factory.mktemp("harness")
-    tasks = folder / "tasks"
-    tasks.mkdir()
-    rows = write_rows(folder / "rows.jsonl", ROWS)
-    texts = write_rows(folder / "texts.jsonl", [{"text": text} for text in TEXTS])
-    original = Path(lm_eval.__file__).parent / "tasks" / "hellaswag" / "hellaswag.yaml"
-    (tasks / "local_hellaswag.yaml").write_text(HELLASWAG.format(hellaswag=original, rows=rows))
-    (tasks / "local_perplexity.yaml").write_text(PERPLEXITY.format(texts=texts))
-    command = ["run", "--model", "hf", "--tasks", "local_hellaswag,local_perplexity"]
-    command += ["--model_args", f"pretrained={model_folder},trust_remote_code=True", "--include_path", str(tasks)]
-    command += ["--device", "cpu", "--batch_size", "2", "--output_path", str(folder / "out"), "--log_samples"]
-    caches = {"HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
-    code = "import runpy\nrunpy.run_module('lm_eval', run_name='__main__')"
-    done = run_python(code, *command, env=os.environ | caches)
-    assert done.returncode == 0, done.stderr[-2000:]
-    (results,) = (folder / "out").rglob("results_*.json")
-    samples = {}
-    for task in ("local_hellaswag", "local_perplexity"):
-        (file,) = (folder / "out").rglob(f"samples_{task}_*.jsonl")
-        samples[task] = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        samples[task].sort(key=lambda sample: sample["doc_id"])
-    return json.loads(results.read_text())["results"], samples, rows
+    options = ["--model", "hf", "--model_args", f"pretrained={model_folder},trust_remote_code=True"]
+    options += ["--device", "cpu", "--batch_size", "2"]
+    run = functools.partial(run_python, "import runpy\nrunpy.run_module('lm_eval', run_name='__main__')")
+    return run_harness(run, tmp_path_factory.mktemp("harness"), ROWS, TEXTS, *options)
 
 
 @pytest.fixture(scope="module")
