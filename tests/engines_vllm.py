@@ -312,6 +312,11 @@ def expect_harness(case: str, folder: Path) -> dict[str, float]:
     return {"acc": result.accuracy, "acc_norm": result.accuracy_norm, "bits_per_byte": bits / n_bytes}
 
 
+def run_lm_eval(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "lm_eval", *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
 def compare_harness(case: str, folder: Path, expected: dict[str, float]) -> str:
     """lm-evaluation-harness with vLLM, beside our own numbers."""
     from lm_eval_tasks import run_harness
@@ -319,7 +324,8 @@ def compare_harness(case: str, folder: Path, expected: dict[str, float]) -> str:
     add_metadata(folder)
     rows = harness_rows()
     model = f"pretrained={folder / 'base'},dtype=float32,enforce_eager=True,max_model_len=512,max_num_seqs=4"
-    results, *_ = run_harness(folder, rows, [row["ctx"] for row in rows], "--model", "vllm", "--model_args", model)
+    options = ["--model", "vllm", "--model_args", model]
+    results, *_ = run_harness(run_lm_eval, folder, rows, [row["ctx"] for row in rows], *options)
     hellaswag, bits = results["local_hellaswag"], results["local_perplexity"]["bits_per_byte,none"]
     assert (hellaswag["acc,none"], hellaswag["acc_norm,none"]) == (expected["acc"], expected["acc_norm"]), results
     assert math.isclose(bits, expected["bits_per_byte"], rel_tol=1e-5), (bits, expected)
