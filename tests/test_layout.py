@@ -6,13 +6,13 @@ Imports point one way, from the last of the layers below to the first; the desig
 import ast
 import importlib
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
 import pytest
-from test_registration import output_of
 
 from scratch_gpt2.checkpoint_files import TRAVELLING_FILES
 
@@ -191,7 +191,8 @@ def test_functions_fit_a_screen():
 
 def test_importing_the_package_is_light():
     code = f"import json, sys, scratch_gpt2\nprint(json.dumps([n for n in {HEAVY} if n in sys.modules]))"
-    assert json.loads(output_of(code)) == []
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []
 
 
 @pytest.mark.xdist_group("alone")
