@@ -1,10 +1,10 @@
 """AdamW as GPT-2 is trained today, and Muon for the matrices inside the blocks."""
 
-from contextlib import nullcontext
+import math
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from ..hardware import cpu_computes_bfloat16
@@ -33,13 +33,30 @@ def parameter_groups(model: PreTrainedModel, weight_decay: float) -> dict[str, d
     }
 
 
-class Float32ForBfloat16(TorchFunctionMode):
-    """Inside, `tensor.bfloat16()` gives a copy in float32."""
+def orthogonalize(matrices: torch.Tensor, coefficients: tuple[float, float, float], steps: int) -> torch.Tensor:
+    """Move the singular values of (..., R, C) matrices close to 1 by Newton-Schulz iteration (Jordan et al. 2024).
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is torch.Tensor.bfloat16:
-            return args[0].to(torch.float32, copy=True)
-        return func(*args, **(kwargs or {}))
+    A step multiplies X from the left by a polynomial of its Gram matrix X X^T. For wide matrices, the product of these
+    factors is computed first: it only takes products of (R, R). This needs float32, which keeps small singular values.
+    Sharded matrices (FSDP) do not take this shortcut.
+    """
+    if matrices.shape[-2] > matrices.shape[-1]:
+        return orthogonalize(matrices.mT, coefficients, steps).mT
+    a, b, c = coefficients
+    x = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    gram = x @ x.mT  # (..., R, R)
+    if x.shape[-1] < 2 * x.shape[-2] or isinstance(x, DTensor):
+        for step in range(steps):
+            gram = gram if step == 0 else x @ x.mT
+            x = a * x + (b * gram + c * (gram @ gram)) @ x
+        return x
+    identity = torch.eye(x.shape[-2])
+    product = identity
+    for _ in range(steps):
+        factor = a * identity + b * gram + c * (gram @ gram)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    return product @ x
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -50,16 +67,22 @@ class MuonWithAdamW(torch.optim.Optimizer):
     the size of AdamW's (Liu et al. 2025, "Muon is Scalable for LLM Training", section 2.2): both therefore share one
     learning rate, one schedule and one weight decay.
 
+    CPUs without bfloat16 instructions would emulate torch's Muon, which computes in bfloat16. They compute it in
+    float32 here, for all matrices of one shape together.
+
     It is a single `Optimizer`, because Trainer, accelerate and the schedulers know one: `param_groups` and `state`
     are those of both parts together.
 
     Args:
         groups: what `parameter_groups` returns.
         lr, betas, eps: as for `torch.optim.AdamW`.
+        momentum: of Muon.
     """
 
-    def __init__(self, groups: dict[str, dict], lr: float, betas=(0.9, 0.95), eps: float = 1e-8):
-        muon = torch.optim.Muon([groups["hidden"]], lr=lr, adjust_lr_fn="match_rms_adamw")
+    def __init__(
+        self, groups: dict[str, dict], lr: float, betas=(0.9, 0.95), eps: float = 1e-8, momentum: float = 0.95
+    ):
+        muon = torch.optim.Muon([groups["hidden"]], lr=lr, momentum=momentum, adjust_lr_fn="match_rms_adamw")
         adamw = torch.optim.AdamW([groups["embeddings"], groups["vectors"]], lr=lr, betas=betas, eps=eps)
         super().__init__([*muon.param_groups, *adamw.param_groups], {"lr": lr})
         self.parts = (muon, slice(0, 1)), (adamw, slice(1, 3))
@@ -73,13 +96,38 @@ class MuonWithAdamW(torch.optim.Optimizer):
         for part, groups in self.parts:
             # Again for every step: `load_state_dict` and FSDP replace the groups.
             part.param_groups, part.state = self.param_groups[groups], self.state
-            with self.precision():
+            if isinstance(part, torch.optim.Muon) and self.needs_float32():
+                self.muon_step_in_float32(part.param_groups[0])
+            else:
                 part.step()
         return loss
 
-    def precision(self):
+    def needs_float32(self) -> bool:
         on_cpu = all(parameter.device.type == "cpu" for group in self.param_groups for parameter in group["params"])
-        return Float32ForBfloat16() if on_cpu and not cpu_computes_bfloat16() else nullcontext()
+        return on_cpu and not cpu_computes_bfloat16()
+
+    def muon_step_in_float32(self, group: dict) -> None:
+        """What `torch.optim.Muon.step` computes. The parts of sharded matrices (FSDP) cannot be stacked."""
+        by_shape: dict[tuple, list[nn.Parameter]] = {}
+        for number, parameter in enumerate(group["params"]):
+            if parameter.grad is not None:
+                key = (tuple(parameter.shape), number if isinstance(parameter, DTensor) else None)
+                by_shape.setdefault(key, []).append(parameter)
+        for (shape, _), parameters in by_shape.items():
+            updates = []
+            for parameter in parameters:
+                state = self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter.grad)
+                momentum = state["momentum_buffer"]
+                momentum.lerp_(parameter.grad, 1 - group["momentum"])
+                updates.append(parameter.grad.lerp(momentum, group["momentum"]).float())
+            stacked = torch.stack(updates) if len(updates) > 1 else updates[0]
+            steps = orthogonalize(stacked, group["ns_coefficients"], group["ns_steps"])
+            scale = 0.2 * math.sqrt(max(shape))  # Liu et al. 2025, equation 4
+            for parameter, step in zip(parameters, steps if len(updates) > 1 else [steps], strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(step, alpha=-group["lr"] * scale)
 
 
 def muon_for_trainer(model: PreTrainedModel, weight_decay: float, **kwargs) -> MuonWithAdamW:

@@ -64,7 +64,7 @@ class PretrainingTrainer(LanguageModelTrainer):
         if optimizer == "muon":
             betas = (args.adam_beta1, args.adam_beta2)
             settings = {"lr": args.learning_rate, "betas": betas, "eps": args.adam_epsilon}
-            settings["weight_decay"] = args.weight_decay
+            settings |= {"weight_decay": args.weight_decay, "momentum": args.muon_momentum}
             kwargs["optimizer_cls_and_kwargs"] = (lambda: muon_for_trainer, settings)
         super().__init__(model, args, **kwargs)
         plugin = self.accelerator.state.fsdp_plugin if self.accelerator.is_fsdp2 else None

@@ -93,9 +93,14 @@ class PretrainingArguments(RecipeArguments):
     weight_decay: float = 0.1
     adam_beta1: float = 0.9
     adam_beta2: float = 0.95
+    muon_momentum: float = field(
+        default=0.95, metadata={"help": "Momentum of Muon; in runs of a few hundred steps, 0.9 can be better."}
+    )
     max_grad_norm: float = 1.0
 
     def __post_init__(self):
+        if not 0 <= self.muon_momentum < 1:
+            raise ValueError(f"muon_momentum is {self.muon_momentum} but must be in [0, 1).")
         if self.max_steps is None:
             self.max_steps = PRETRAINING_STEPS if self.num_train_epochs is None else -1
         elif self.max_steps > 0 and self.num_train_epochs:

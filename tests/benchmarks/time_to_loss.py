@@ -53,7 +53,7 @@ CONTENDERS = {
     "run_clm": {"rows": 8, "learning_rate": 5e-5, "dropout": 0.1, "epochs": 3},
     "transformers": ADAMW,
     "adamw": ADAMW,
-    "muon": ADAMW | {"adam_beta2": 0.95},
+    "muon": ADAMW | {"adam_beta2": 0.95, "muon_momentum": 0.9},
 }
 CALIBRATION_STEPS = 24
 POINTS = 12
