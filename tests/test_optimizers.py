@@ -87,22 +87,39 @@ def test_equals_muon_and_adamw_side_by_side(monkeypatch):
         assert torch.equal(parameter, two.get_parameter(name)), name
 
 
-def test_orthogonalizes_in_float32_where_bfloat16_is_emulated(monkeypatch):
-    """After one step the momentum is a multiple of the gradient, and Newton-Schulz does not depend on the multiple."""
+@pytest.mark.parametrize("name", ["attn.q_proj", "mlp.up_proj", "mlp.down_proj"])  # square, tall, wide
+def test_two_steps_in_float32_where_bfloat16_is_emulated(name, monkeypatch):
+    """Muon's formulas in float64, with the gradients of both steps; torch's own Muon, in bfloat16, is off by 1e-2."""
     monkeypatch.setattr(optimizers, "cpu_computes_bfloat16", lambda: False)
     model = tiny_model()
-    weight = model.model.layers[0].attn.q_proj.weight
-    before = weight.detach().clone()
+    optimizer = muon_for_trainer(model, 0.1, lr=0.01, momentum=0.9)
+    weight = model.get_submodule(f"model.layers.1.{name}").weight
+    expected, momentum = weight.detach().double(), torch.zeros_like(weight, dtype=torch.float64)
     ids = random_ids(4, 16)
     model.train()
-    model(ids, labels=ids).loss.backward()
-    x = weight.grad.double() / weight.grad.double().norm()
-    for _ in range(5):  # Jordan's coefficients
-        gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    muon_for_trainer(model, 0.0, lr=0.01).step()
-    update = (before - weight.detach()).double() / (0.01 * 0.2 * weight.shape[0] ** 0.5)
-    assert (update - x).abs().max() < 1e-4  # bfloat16 is off by 1e-2
+    for _ in range(2):
+        model(ids, labels=ids).loss.backward()
+        gradient = weight.grad.double()
+        momentum = 0.9 * momentum + 0.1 * gradient
+        x = 0.1 * gradient + 0.9 * momentum
+        x = x / x.norm()
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        expected = (1 - 0.01 * 0.1) * expected - 0.01 * 0.2 * max(weight.shape) ** 0.5 * x
+        optimizer.step()
+        optimizer.zero_grad()
+        assert (weight - expected).abs().max() < 2e-6
+
+
+def test_orthogonalize_keeps_singular_vectors_and_zeros():
+    u, _, vh = torch.linalg.svd(torch.randn(3, 8, 20, generator=torch.Generator().manual_seed(0)), full_matrices=False)
+    small = torch.tensor([1.0, 0.5, 0.2, 0.1, 0.05, 0.03, 0.02, 0.01])
+    update = optimizers.orthogonalize(u @ torch.diag_embed(small.expand(3, 8)) @ vh, (3.4445, -4.7750, 2.0315), 5)
+    diagonal = u.mT @ update @ vh.mT
+    assert (diagonal - torch.diag_embed(diagonal.diagonal(dim1=-2, dim2=-1))).abs().max() < 1e-4
+    assert 0.65 < diagonal.diagonal(dim1=-2, dim2=-1).min() and diagonal.diagonal(dim1=-2, dim2=-1).max() < 1.25
+    assert optimizers.orthogonalize(torch.zeros(8, 20), (3.4445, -4.7750, 2.0315), 5).count_nonzero() == 0
 
 
 def test_first_muon_step_has_the_size_of_adamws():

@@ -402,6 +402,8 @@ def test_trackers_get_hellaswag_and_its_time_is_not_trainings(tiny_tokenizer, he
             r"--vocab_size trains a tokenizer, and --tokenizer names another",
         ),
         ({"--data": "BOOK", "--optimizer": "muon", "--optim": "adafactor"}, r"--optim chooses another optimizer than"),
+        ({"--data": "BOOK", "--muon_momentum": 0.9}, r"--muon_momentum is for --optimizer muon; leave it out"),
+        ({"--data": "BOOK", "--muon_momentum": 1}, r"muon_momentum is 1.0 but must be in \[0, 1\)"),
         ({"--data": "BOOK", "--hellaswag_rows": 3}, r"--hellaswag_rows needs --hellaswag"),
         ({"--data": "BOOK", "--sample_steps": -1}, r"sample_steps is -1 but must be at least 0"),
         ({"--data": "BOOK", "--do_eval": "true"}, r"^--model is missing: name the checkpoint to evaluate"),

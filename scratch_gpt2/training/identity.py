@@ -58,7 +58,8 @@ def check_identity(args: TrainingArguments, checkpoint: str | None, **own: Any) 
             raise ValueError(f"{file} is damaged (it lacks the settings of the run); copy it again, or delete it.")
         for name, value in fixed.items():
             before = stored["fixed"].get(name)
-            if before == json.loads(json.dumps(value)):
+            # A run of an earlier version began before `muon_momentum` was an option.
+            if before == json.loads(json.dumps(value)) or (name == "muon_momentum" and name not in stored["fixed"]):
                 continue
             if name == "data":  # a fingerprint
                 raise ValueError(
