@@ -118,7 +118,7 @@ def test_orthogonalize_keeps_singular_vectors_and_zeros():
     update = optimizers.orthogonalize(u @ torch.diag_embed(small.expand(3, 8)) @ vh, (3.4445, -4.7750, 2.0315), 5)
     diagonal = u.mT @ update @ vh.mT
     assert (diagonal - torch.diag_embed(diagonal.diagonal(dim1=-2, dim2=-1))).abs().max() < 1e-4
-    assert 0.65 < diagonal.diagonal(dim1=-2, dim2=-1).min() and diagonal.diagonal(dim1=-2, dim2=-1).max() < 1.25
+    assert diagonal.diagonal(dim1=-2, dim2=-1).min() > 0.65 and diagonal.diagonal(dim1=-2, dim2=-1).max() < 1.25
     assert optimizers.orthogonalize(torch.zeros(8, 20), (3.4445, -4.7750, 2.0315), 5).count_nonzero() == 0
 
 
